@@ -1,0 +1,82 @@
+# GNU make and a python3 >= 3.10 are all that is needed; every target makes the environment that it uses.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+PIP_ARGS ?=
+
+TEST_VENV := .venv-test
+PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+CONFORMANCE := $(wildcard tests/conformance tests/test_conformance.py)
+
+# One thread per process: OpenMP threads that spin on a busy core slow everything down several times.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help quickstart test fresh suite slow lint style types conformance bench wheel clean
+
+help:
+	@echo "make quickstart   train a small model on the CPU, about two minutes; ARGS=... goes to noria quickstart"
+	@echo "make test         the whole suite in a fresh environment ($(TEST_VENV))"
+	@echo "make slow         the tests that are too slow for make test"
+	@echo "make lint         ruff check, ruff format --check, pyright on modeling/"
+	@echo "make conformance  transformers' own test mixins; TRANSFORMERS_TESTS=path/to/transformers/tests"
+	@echo "make bench        the benchmarks; results go to benchmarks/RESULTS.md"
+	@echo "make wheel        wheel and sdist in dist/"
+	@echo "make clean        remove environments, builds and caches"
+
+$(VENV)/.viz: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) -e '.[viz]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) -e '.[dev]'
+	touch $@
+
+# Training wants all cores, and one process has them to itself.
+quickstart: $(VENV)/.viz
+	env -u OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/noria quickstart $(ARGS)
+
+test:
+	$(MAKE) --no-print-directory fresh
+	$(MAKE) --no-print-directory suite
+
+fresh:
+	rm -rf $(TEST_VENV)
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python $(PIP) -e '.[dev]'
+
+suite:
+	$(TEST_VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+slow: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
+
+lint: style types
+
+style: $(VENV)/.dev
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/python -m pyright modeling
+
+ifeq ($(strip $(TRANSFORMERS_TESTS)),)
+conformance:
+	@echo "conformance: nothing run, TRANSFORMERS_TESTS is not set (give the path of transformers' tests folder)"
+else
+conformance: $(VENV)/.dev
+	TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python -m pytest -q $(CONFORMANCE) -m 'slow or not slow' $(ARGS)
+endif
+
+bench: $(VENV)/.dev
+	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+wheel: $(VENV)/.dev
+	$(VENV)/bin/python -m build --outdir dist .
+	rm -rf build *.egg-info
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
