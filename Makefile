@@ -48,10 +48,10 @@ fresh:
 	$(TEST_VENV)/bin/python $(PIP) -e '.[dev]'
 
 suite:
-	$(TEST_VENV)/bin/python -m pytest -q -n $(WORKERS) $(ARGS)
+	$(TEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
 slow: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m slow $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup -m slow $(ARGS)
 
 lint: style types
 

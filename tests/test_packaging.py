@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+# One worker runs them all: each would build its own wheel otherwise.
+pytestmark = pytest.mark.xdist_group("packaging")
+
 ROOT = Path(__file__).parents[1]
 LEFT_BEHIND = shutil.ignore_patterns(
     ".git", ".venv*", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist", "noria-quickstart"
