@@ -77,7 +77,7 @@ def _run(form: str, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor
         final = torch.addcmul(b[:, 0], a[:, 0], state)
         return final[:, None], final
     h = {"sequential": _sequential, "chunkwise": chunkwise}.get(form, associative)(a, b, state)
-    return h, h[:, -1]
+    return h, h[:, -1].clone()  # a view would keep the whole of h alive in a cache
 
 
 def _sequential(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
