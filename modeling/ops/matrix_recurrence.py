@@ -1,4 +1,4 @@
-r"""The matrix-state recurrence: one function behind linear attention, Performer, RetNet, TransNormer, Mamba-2 and RWKV-6.
+r"""The matrix-state recurrence behind linear attention, Performer, RetNet, TransNormer, Mamba-2 and RWKV-6.
 
 S_t = exp(decay_t) * S_(t-1) + k_t^T v_t        y_t = q_t S_t
 """
@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import check_form, choose_form
+from .matrix_chunkwise import chunkwise
 from .matrix_plain import decay_floor, parallel, sequential, step
 
-_RUN = {"step": step, "sequential": sequential, "parallel": parallel, "chunkwise": parallel, "fast": parallel}
+_RUN = {"step": step, "sequential": sequential, "parallel": parallel, "chunkwise": chunkwise, "fast": parallel}
 
 
 def matrix_recurrence(
