@@ -60,7 +60,7 @@ style: $(VENV)/.dev
 	$(VENV)/bin/python -m ruff format --check .
 
 types: $(VENV)/.dev
-	$(VENV)/bin/python -m pyright modeling
+	$(VENV)/bin/python -m pyright --pythonpath $(VENV)/bin/python modeling
 
 ifeq ($(strip $(TRANSFORMERS_TESTS)),)
 conformance:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,6 @@ def kept(path: Path) -> bool:
 EVERY_PYTHON_FILE = sorted(path for path in ROOT.rglob("*.py") if kept(path))
 PACKAGE = [path for path in EVERY_PYTHON_FILE if path.relative_to(ROOT).parts[0] not in OUTSIDE]
 MODEL_CODE = [path for path in PACKAGE if path.relative_to(ROOT).parts[0] in {"modeling", "configuration"}]
-MIXERS = [path for path in PACKAGE if path.parent == ROOT / "modeling" / "mixers" and path.name != "__init__.py"]
 TEXTS = sorted(
     path
     for path in chain(EVERY_PYTHON_FILE, *(ROOT.rglob(f"*{end}") for end in (".md", ".toml", ".txt", ".yaml", ".in")))
@@ -72,7 +72,14 @@ def target_of(path: Path, node: ast.ImportFrom) -> str:
     return ".".join((*package[: len(package) - node.level + 1], *((node.module or "").split("."))))
 
 
-STANDARD_LIBRARY = set(__import__("sys").stdlib_module_names)
+def is_mixer(path: Path) -> bool:
+    """Whether a file defines a token mixer: a class whose forward takes a context and a state."""
+    methods = (n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and n.name == "forward")
+    return any({"context", "state"} <= {argument.arg for argument in method.args.args} for method in methods)
+
+
+MIXERS = [path for path in PACKAGE if path.parent == ROOT / "modeling" / "mixers" and is_mixer(path)]
+STANDARD_LIBRARY = set(sys.stdlib_module_names)
 MODEL_LIBRARIES = {"torch", "transformers", "huggingface_hub", "safetensors"}
 KERNELS = {"fla", "flash_attn", "mamba_ssm", "causal_conv1d", "triton"}
 ARCHITECTURES = {path.stem for path in (ROOT / "configuration").glob("*.py")} - {"__init__", "decoder", "encoder"}
@@ -111,7 +118,7 @@ def rank(module: str) -> int:
         return 0
     if folder != "modeling":
         return {"": 9, "cli": 8}.get(folder, 7)
-    if rest.startswith(("ops.", "position.")) or rest in {"state", "norm"}:
+    if rest.startswith(("ops.", "position.")) or rest in {"state", "norm", "activation"}:
         return 1
     if rest.startswith(("mixers.", "image.")) or rest == "feedforward":
         return 2
@@ -161,7 +168,7 @@ def test_mixer_files_open_with_their_source_and_equations(path):
 
 
 # transformers greps class names for "Attention" and then expects attention weights of the module.
-SOFTMAX = {"attention.py", "linformer.py", "sparse_attention.py"}
+SOFTMAX = {"softmax_attention.py"}
 
 
 @of([path for path in MIXERS if path.name not in SOFTMAX])
