@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# A call costs as much as this many multiplications; rows that are shorter are scanned many at a time.
-SHORT_ROW = 4096
 BLOCK = 256
+# A row of few bytes costs more to call for than to multiply: such rows are scanned in chunks of STEPS tokens, as many
+# side by side (but at most 32) as make a row of WIDE_ROW bytes.
+SHORT_ROW = 2**14
+WIDE_ROW = 2**16
 STEPS = 16
-CHUNKS = 32
 
 _LIBRARY = "noria_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
 
@@ -49,8 +50,9 @@ def scan(coefficient: Tensor, source: Tensor, out: Tensor, carry: Tensor, revers
     """
     length = out.shape[1]
     coefficient = coefficient.expand(-1, length, *coefficient.shape[2:])
-    nested = carry.numel() < SHORT_ROW and length >= 2 * STEPS
-    size = STEPS * CHUNKS if nested else BLOCK
+    row_bytes = max(1, carry.numel() * carry.element_size())
+    nested = row_bytes < SHORT_ROW and length >= 2 * STEPS
+    size = STEPS * min(32, WIDE_ROW // row_bytes) if nested else BLOCK
     starts = range(0, length, size)
     for start in reversed(starts) if reverse else starts:
         block = slice(start, start + size)

@@ -3,8 +3,7 @@
 Inside a block everything lies as ``(b, t, n, d)``, so that the long dimension is the innermost; a step is one
 ``addcmul_``, the read-out ``C_t h_t`` one batched product. Of the forward pass only the states at which the blocks
 begin are kept. The backward pass goes through the blocks from the last to the first, computes their states again,
-and with
-``G_t = C_t dL/dy_t + a_(t+1) G_(t+1)``, ``a_t = exp(delta_t A)``, collects
+and with ``G_t = C_t dL/dy_t + a_(t+1) G_(t+1)``, ``a_t = exp(delta_t A)``, collects
 
     dL/d(delta_t A) = G_t h_(t-1) a_t        dL/d(delta_t u_t) = B_t G_t        dL/dB_t = G_t delta_t u_t
 """
@@ -144,16 +143,19 @@ def _run_back(block: _Block, above: Tensor, carry: Tensor, buffer: Tensor) -> tu
 def _block_gradients(
     block: _Block, above: Tensor, total: Tensor, start: Tensor, transposed: Tensor, grad_a: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A block's gradients of u, delta, B and C; that of A^T is added to ``grad_a``. The buffers are consumed."""
+    """A block's gradients of u, delta, B and C; that of A^T is added to ``grad_a``. The buffers are consumed.
+
+    The sums over d are row times transposed matrix: the same product written as matrix times column is 8 times slower.
+    """
     u, delta, B, _, decay, states = block
-    grad_c = torch.matmul(states, above.unsqueeze(3)).squeeze(3)
-    grad_b = torch.matmul(total, (delta * u).unsqueeze(3)).squeeze(3)
+    grad_c = torch.matmul(above.unsqueeze(2), states.transpose(2, 3)).squeeze(2)
+    grad_b = torch.matmul((delta * u).unsqueeze(2), total.transpose(2, 3)).squeeze(2)
     into = torch.matmul(B.unsqueeze(2), total).squeeze(2)
     exponent = total.mul_(decay)
     exponent[:, 1:].mul_(states[:, :-1])
     exponent[:, 0].mul_(start)
     grad_delta = torch.mul(exponent, transposed, out=decay).sum(2).addcmul_(into, u)
-    grad_a += torch.mul(exponent, delta.unsqueeze(2), out=decay).sum((0, 1))
+    grad_a += torch.mul(exponent, delta.unsqueeze(2), out=decay).flatten(0, 1).sum(0)
     return into * delta, grad_delta, grad_b, grad_c
 
 
