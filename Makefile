@@ -5,12 +5,13 @@ WORKERS ?= 2
 PIP_ARGS ?=
 
 TEST_VENV := .venv-test
+CHECK = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "noria needs Python 3.10 or newer: make PYTHON=...")'
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 CONFORMANCE := $(wildcard tests/conformance tests/test_conformance.py)
 
 # One thread per process: OpenMP threads that spin on a busy core slow everything down several times.
-export OMP_NUM_THREADS ?= 1
-export TOKENIZERS_PARALLELISM ?= false
+PYTEST := -m pytest -q -n $(WORKERS) --dist loadgroup
+ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: help quickstart test fresh suite slow lint style types conformance bench wheel clean
 
@@ -25,33 +26,36 @@ help:
 	@echo "make clean        remove environments, builds and caches"
 
 $(VENV)/.viz: pyproject.toml constraints.txt
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP) -e '.[viz]'
-	touch $@
+	@echo "Installing noria, PyTorch and transformers into $(VENV); this takes a minute or two."
+	@$(CHECK)
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python $(PIP) -e '.[viz]'
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(CHECK)
+	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(PIP) -e '.[dev]'
 	touch $@
 
-# Training wants all cores, and one process has them to itself.
 quickstart: $(VENV)/.viz
-	env -u OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/noria quickstart $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/noria quickstart $(ARGS)
 
 test:
 	$(MAKE) --no-print-directory fresh
 	$(MAKE) --no-print-directory suite
 
 fresh:
+	@$(CHECK)
 	rm -rf $(TEST_VENV)
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/python $(PIP) -e '.[dev]'
 
 suite:
-	$(TEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(ONE_THREAD) $(TEST_VENV)/bin/python $(PYTEST) $(ARGS)
 
 slow: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup -m slow $(ARGS)
+	$(ONE_THREAD) $(VENV)/bin/python $(PYTEST) -m slow $(ARGS)
 
 lint: style types
 
@@ -67,11 +71,11 @@ conformance:
 	@echo "conformance: nothing run, TRANSFORMERS_TESTS is not set (give the path of transformers' tests folder)"
 else
 conformance: $(VENV)/.dev
-	TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python -m pytest -q $(CONFORMANCE) -m 'slow or not slow' $(ARGS)
+	$(ONE_THREAD) TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python $(PYTEST) $(CONFORMANCE) -m 'slow or not slow' $(ARGS)
 endif
 
 bench: $(VENV)/.dev
-	$(VENV)/bin/python -m benchmarks $(ARGS)
+	$(ONE_THREAD) $(VENV)/bin/python -m benchmarks $(ARGS)
 
 wheel: $(VENV)/.dev
 	$(VENV)/bin/python -m build --outdir dist .
