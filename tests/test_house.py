@@ -146,6 +146,18 @@ def test_no_import_runs_in_a_circle():
     assert not graph, f"circles among {sorted(graph)}"
 
 
+@of([p for p in MODEL_CODE if p.parent == ROOT / "modeling" and p.stem not in ARCHITECTURES])
+def test_shared_modules_name_no_architecture(path):
+    nodes = list(ast.walk(tree(path)))
+    words = {node.id for node in nodes if isinstance(node, ast.Name)}
+    words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    words |= {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.alias)}
+    spelled = {name.replace("_", "") for name in ARCHITECTURES}
+    assert not [word for word in words if any(name in word.lower().replace("_", "") for name in spelled)]
+    compared = [part for node in nodes if isinstance(node, ast.Compare) for part in (node.left, *node.comparators)]
+    assert not [part for part in compared if isinstance(part, ast.Attribute) and part.attr == "model_type"]
+
+
 @of([path for path in PACKAGE if path.name == "__init__.py" and path.parent != ROOT])
 def test_inner_init_files_are_empty(path):
     assert path.read_bytes() == b""
