@@ -152,7 +152,7 @@ def test_shared_modules_name_no_architecture(path):
     words = {node.id for node in nodes if isinstance(node, ast.Name)}
     words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     words |= {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.alias)}
-    spelled = {name.replace("_", "") for name in ARCHITECTURES}
+    spelled = {name.replace("_", "") for name in ARCHITECTURES if len(name) > 4}  # `gan` is a part of other words
     assert not [word for word in words if any(name in word.lower().replace("_", "") for name in spelled)]
     compared = [part for node in nodes if isinstance(node, ast.Compare) for part in (node.left, *node.comparators)]
     assert not [part for part in compared if isinstance(part, ast.Attribute) and part.attr == "model_type"]
