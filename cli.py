@@ -1,0 +1,161 @@
+"""The `noria` command: reads its arguments and hands them on; whatever is slow to import waits until it is needed."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .conversion.command import register as register_conversion
+from .training.settings import Settings
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help tells more\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; returns 0, 2 after bad input (one line on stderr), or 128 + n when signal n stopped it."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.handler(options) or 0
+    except KeyboardInterrupt as stop:
+        print("noria: interrupted", file=sys.stderr)
+        return 128 + getattr(stop, "signum", 2)
+    except BrokenPipeError:
+        # The reader is gone; a stdout that cannot be flushed would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not is_about_input(error):
+            raise
+        print(f"noria {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def is_about_input(error: Exception) -> bool:
+    """Whether the user can mend the error; any other is a bug, and its traceback is wanted."""
+    if isinstance(error, ValueError | OSError | ImportError):
+        return True
+    from safetensors import SafetensorError
+
+    return isinstance(error, SafetensorError)
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="noria", description="Rotary, linear-attention and state-space models for Transformers.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    add_quickstart(commands)
+    add_list(commands)
+    add_generate(commands)
+    register_conversion(commands)
+    add_push(commands)
+    add_card(commands)
+    return top
+
+
+def command(commands: Any, name: str, handler: Any, text: str) -> Parser:
+    """Adds one sub-command with its handler and its description."""
+    added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    added.set_defaults(handler=handler)
+    return added
+
+
+def add_quickstart(commands: Any) -> None:
+    text = "train a small model on the embedded Chinese classics, save it, and let it write four poems"
+    added = command(commands, "quickstart", run_quickstart, text)
+    default, unset = Settings(), argparse.SUPPRESS
+
+    def setting(flag: str, kind: type, text: str) -> None:
+        value = getattr(default, flag[2:].replace("-", "_"))
+        added.add_argument(flag, type=kind, default=unset, metavar=kind.__name__.upper(), help=f"{text} ({value})")
+
+    setting("--architecture", str, "a causal model that `noria list` shows, or a model type of transformers")
+    added.add_argument("--output", type=Path, default=Path("noria-quickstart"), metavar="FOLDER")
+    setting("--seconds", float, "how long to train")
+    setting("--steps", int, "train for so many steps instead: repeats exactly")
+    added.add_argument("--resume", action="store_true", help="go on with the interrupted run in the output folder")
+    setting("--seed", int, "of the weights, the order of the text and the poems")
+    added.add_argument("--threads", type=int, metavar="INT", help="CPU threads (OMP_NUM_THREADS, or up to 8)")
+    setting("--hidden-size", int, "width of the model")
+    setting("--layers", int, "its number of layers")
+    setting("--length", int, "tokens in a row of text")
+    setting("--batch", int, "rows in a step")
+    setting("--learning-rate", float, "peak learning rate of AdamW")
+
+
+def add_list(commands: Any) -> None:
+    command(commands, "list", run_list, "show every architecture with its model type, heads and paper")
+
+
+def add_generate(commands: Any) -> None:
+    added = command(commands, "generate", run_generate, "let a causal language model continue a prompt")
+    added.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
+    added.add_argument("--prompt", required=True, help="the beginning of the text; `-` reads it from standard input")
+    added.add_argument("--max-new-tokens", type=int, metavar="INT", help="the model's own setting, or 100")
+    added.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    added.add_argument("--temperature", type=float, metavar="FLOAT")
+    added.add_argument("--top-k", type=int, metavar="INT")
+    added.add_argument("--top-p", type=float, metavar="FLOAT")
+    added.add_argument("--seed", type=int, metavar="INT", help="the same seed writes the same text")
+    added.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    added.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+    added.add_argument("--threads", type=int, metavar="INT", help="CPU threads")
+    added.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+
+
+def run_quickstart(options: argparse.Namespace) -> None:
+    calm_openmp()
+    from .training.quickstart import quickstart
+
+    known = Settings.__dataclass_fields__
+    given = {name: value for name, value in vars(options).items() if name in known}
+    quickstart(options.output, given, resume=options.resume, threads=positive("--threads", options.threads))
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    positive("--threads", options.threads)
+    given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.greedy and given.keys() & {"temperature", "top_k", "top_p"}:
+        raise ValueError("--greedy takes the likeliest token, so --temperature, --top-k and --top-p have no meaning")
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    from .generation import Writer
+
+    writer = Writer(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        trust_remote_code=options.trust_remote_code,
+    )
+    writer.stream(prompt, seed=options.seed, do_sample=not options.greedy, **given)
+
+
+def positive(flag: str, value: int | None) -> int | None:
+    """The value of a flag that may be left out; raises ValueError below 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"{flag} must be at least 1, got {value}")
+    return value
+
+
+def calm_openmp() -> None:
+    """Starts the command anew with waiting OpenMP threads asleep, unless the environment says how they shall wait.
+
+    By default they spin, and on a core that is also wanted by others training then becomes many times slower. OpenMP
+    reads the variable when it is loaded, with torch.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or os.name == "nt":
+        return
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if "torch" in sys.modules and Path(sys.argv[0]).name in ("noria", "cli.py"):
+        os.execv(sys.executable, [sys.executable, "-m", "noria.cli", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""A causal language model from a folder or the Hub that writes to standard output, token by token."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
+from transformers.utils import logging
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Writer:
+    """A model with its tokenizer. Raises ValueError for a bad name, dtype or device, OSError if nothing can be loaded."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+        if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+            raise ValueError(f"{model} is a folder without config.json; a saved model is wanted")
+        if threads:
+            torch.set_num_threads(threads)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+        self.model = loaded.to(as_device(device)).eval()
+
+    def stream(self, prompt: str, *, seed: int | None = None, do_sample: bool = True, **options: float) -> str:
+        """Prints the prompt and its continuation while it is written, and returns both as one text.
+
+        `options` go to `generate()`; what they leave out is the model's own setting, and 100 new tokens where it has
+        none. Raises ValueError for options that generate() refuses and for a prompt without a token.
+        """
+        inputs = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(self.model.device)
+        if inputs.input_ids.shape[1] == 0:
+            raise ValueError("the prompt is empty, and this model's tokenizer puts nothing in front of it")
+        if seed is not None:
+            set_seed(seed)
+        config = self.model.generation_config
+        if config.max_length in (None, 20) and config.max_new_tokens is None:
+            options.setdefault("max_new_tokens", 100)
+        if not do_sample:
+            config.update(temperature=None, top_k=None, top_p=None)
+        streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)
+        output = self.model.generate(**inputs, do_sample=do_sample, streamer=streamer, **options)
+        return self.tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+def as_device(name: str) -> torch.device:
+    """The device of that name; raises ValueError where there is none that works."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None

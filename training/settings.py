@@ -1,0 +1,54 @@
+"""What shapes a quickstart run, and how an interrupted one is found again."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .budget import Budget
+from .folder import read_record, require_replaceable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that shapes a run; an interrupted run goes on with the settings it began with."""
+
+    architecture: str = "retnet"
+    seconds: float = 120.0
+    steps: int | None = None
+    seed: int = 0
+    hidden_size: int = 192
+    layers: int = 3
+    length: int = 128
+    batch: int = 8
+    learning_rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        Budget(self.seconds, self.steps)
+        for name in ("hidden_size", "layers", "length", "batch", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(self, name)}")
+        if self.length < 2:
+            raise ValueError("--length must be at least 2: a row of one token has nothing to predict")
+
+
+def plan(output: Path, given: dict[str, Any], resume: bool) -> tuple[Settings, dict[str, Any] | None]:
+    """The settings of this run, and what the run that it goes on from has noted."""
+    if not resume:
+        settings = Settings(**given)
+        require_replaceable(output, settings.architecture)
+        return settings, None
+    record = read_record(output)
+    if record is None:
+        raise ValueError(f"there is no run to resume in {output}; leave out --resume to start one")
+    if record["finished"] or checkpoint_of(output) is None:
+        raise ValueError(f"the run in {output} is finished; leave out --resume to start a new one")
+    stored = Settings(**record["settings"])
+    for name, value in given.items():
+        if name not in ("seconds", "steps") and value != (begun := getattr(stored, name)):
+            raise ValueError(f"--{name.replace('_', '-')} {value} does not fit the run in {output}, which has {begun}")
+    return replace(stored, **given), record
+
+
+def checkpoint_of(output: Path) -> Path | None:
+    """The Trainer's checkpoint that an interrupted run has left in its folder."""
+    return next(iter(sorted(output.glob("checkpoint-*"))), None)
