@@ -1,6 +1,6 @@
 """Which form of a recurrence runs where: the only file that knows of devices, tracing and optional kernels.
 
-Every recurrence is written several times and all the forms agree to rounding error, so the choice is one of speed only:
+Every recurrence is written several times and all forms agree to rounding error: the choice is one of speed.
 
 ======================  ==========================================================================================
 ``"step"``              one token: decoding
@@ -50,7 +50,7 @@ def check_form(form: str) -> str:
 
 
 def choose_form(device: torch.device, length: int) -> str:
-    """Return the form for a sequence of ``length`` tokens on ``device``: one of ``FORMS``, or ``"step"`` for one token."""
+    """Return the form for ``length`` tokens on ``device``: one of ``FORMS``, or ``"step"`` for a single token."""
     if _KERNELS not in ("auto", "torch", "plain"):
         raise ValueError(f"the environment variable NORIA_KERNELS must be torch or plain, not {_KERNELS!r}")
     if _forced is not None:
@@ -63,7 +63,7 @@ def choose_form(device: torch.device, length: int) -> str:
 
 
 def is_tracing_graph() -> bool:
-    """Return whether a portable graph is being recorded (torch.export, ONNX, TorchScript): custom operators must stay out."""
+    """Return whether a portable graph is recorded (torch.export, ONNX, TorchScript), where no custom operator may be."""
     exporting = getattr(torch.compiler, "is_exporting", None)
     return bool(exporting and exporting()) or torch.jit.is_tracing()
 

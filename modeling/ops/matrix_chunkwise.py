@@ -61,7 +61,10 @@ def _decayed_scores(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor
     per_channel = decay.shape[-1] > 1
     prefix, suffix = decay.unsqueeze(-2), torch.zeros_like(decay).unsqueeze(-2)
     matrix = (q * k).sum(-1)[..., None, None] if per_channel else torch.ones_like(prefix)
-    first, second = (..., slice(0, None, 2), slice(None), slice(None)), (..., slice(1, None, 2), slice(None), slice(None))
+    first, second = (
+        (..., slice(0, None, 2), slice(None), slice(None)),
+        (..., slice(1, None, 2), slice(None), slice(None)),
+    )
     half = 1
     while half < CHUNK:
         to_token, to_middle = prefix[second], suffix[first]

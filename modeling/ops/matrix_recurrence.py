@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .dispatch import check_form, choose_form
 from .matrix_chunkwise import chunkwise
+from .matrix_fast import fast
 from .matrix_plain import decay_floor, parallel, sequential, step
 
-_RUN = {"step": step, "sequential": sequential, "parallel": parallel, "chunkwise": chunkwise, "fast": parallel}
+_PLAIN = {"step": step, "sequential": sequential, "parallel": parallel, "chunkwise": chunkwise}
 
 
 def matrix_recurrence(
@@ -45,11 +46,13 @@ def matrix_recurrence(
     _check_shapes(q, k, v, decay, state, segments)
     form = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
     wide = torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
-    decay = None if decay is None else decay.to(wide)
     state = None if state is None else state.to(wide)
     if segments is not None:
         decay = _with_resets(decay, segments, q, wide)
-    y, final = _RUN[form](q.to(wide), k.to(wide), v.to(wide), decay, state)
+    if form == "fast":
+        return fast(q, k, v, decay, state)
+    decay = None if decay is None else decay.to(wide)
+    y, final = _PLAIN[form](q.to(wide), k.to(wide), v.to(wide), decay, state)
     return y.to(v.dtype), final
 
 

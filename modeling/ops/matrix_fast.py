@@ -1,0 +1,216 @@
+r"""The matrix-state recurrence as a loop over cache-sized blocks, with its own backward: the form for processors.
+
+Memory beyond the outputs is a few blocks; for the backward every eighth state at a block's start is kept, and the seven
+between are computed again. Under torch.compile the loop is one custom operator. Its name is made from this module's, so
+that copies of this file under other names (remote code beside an installed package) register operators of their own.
+"""
+
+from hashlib import sha1
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .matrix_blocks import Reader, empty_like_mixers, row_groups, spans, write
+from .matrix_channel_cell import ChannelCell
+from .matrix_scalar_cell import ScalarCell
+
+KEPT = 8
+
+
+def fast(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Run the recurrence block by block; q, k, v may be of lower precision than decay and state, and are cast blockwise.
+
+    The gradient is analytic and cannot be differentiated again; the other forms can.
+    """
+    given = [x for x in (q, k, v, decay, state) if x is not None]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    if torch.compiler.is_compiling():
+        return _forward_op(q, k, v, decay, state, keep)[:2]
+    if keep:
+        return _Fast.apply(q, k, v, decay, state)
+    return _forward(q, k, v, decay, state, False)[:2]
+
+
+def _working_dtype(q: Tensor, k: Tensor, v: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
+
+
+def _state_shape(q: Tensor, v: Tensor) -> tuple[int, ...]:
+    return q.shape[0], q.shape[1], q.shape[3], v.shape[3]
+
+
+def _outputs(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty y, final state and the states that the backward starts from (all but the first)."""
+    final = q.new_empty(_state_shape(q, v), dtype=_working_dtype(q, k, v))
+    kept = (len(spans(q.shape[2])) - 1) // KEPT if keep else 0
+    return empty_like_mixers(v), final, final.new_empty(kept, *final.shape)
+
+
+def _cell(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, rows: slice) -> ScalarCell | ChannelCell:
+    dtype = _working_dtype(q, k, v)
+    if decay is not None and decay.dim() > 1:
+        decay = decay[rows]
+    if decay is not None and decay.dim() == 4:
+        return ChannelCell(q[rows], k[rows], v[rows], decay, dtype)
+    return ScalarCell(q[rows], k[rows], v[rows], decay, dtype)
+
+
+def _copy_of(state: Tensor | None, like: Tensor) -> Tensor:
+    """Return a state (rows h dk dv), or zeros of that shape, as a fresh (rows*h dk dv)."""
+    return torch.zeros_like(like).flatten(0, 1) if state is None else state.flatten(0, 1).clone()
+
+
+@torch.no_grad()
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, final, kept = _outputs(q, k, v, keep)
+    for rows in row_groups(*q.shape[:2]):
+        cell, current = _cell(q, k, v, decay, rows), _copy_of(None if state is None else state[rows], final[rows])
+        for number, (start, stop) in enumerate(spans(q.shape[2])):
+            if keep and number and number % KEPT == 0:
+                kept[number // KEPT - 1, rows].flatten(0, 1).copy_(current)
+            cell.load(start, stop)
+            write(cell.output(current), y[rows], start, stop)
+            cell.advance(current, out=current)
+        final[rows].flatten(0, 1).copy_(current)
+    return y, final, kept
+
+
+class _Gradients:
+    """The gradients of one call, filled block by block from the end."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, final: Tensor) -> None:
+        self.q, self.k, self.v = empty_like_mixers(q), empty_like_mixers(k), empty_like_mixers(v)
+        self.state = torch.empty_like(final)
+        self.decay = None if decay is None else torch.zeros_like(decay)
+        self.constant = decay is not None and decay.dim() == 1
+
+    def write(self, rows: slice, start: int, stop: int, blocks: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
+        for target, block in zip((self.q, self.k, self.v), blocks[:3], strict=True):
+            write(block, target[rows], start, stop)
+        if blocks[3] is None or self.decay is None:
+            return
+        if self.constant:
+            self.decay += blocks[3].view(-1, len(self.decay), stop - start).sum((0, 2))
+        else:
+            write(blocks[3], self.decay[rows], start, stop)
+
+
+@torch.no_grad()
+def _backward(
+    dy: Tensor,
+    dfinal: Tensor | None,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    kept: Tensor,
+    with_decay: bool,
+) -> _Gradients:
+    q, k, v, decay, state = inputs
+    gradients = _Gradients(q, k, v, decay if with_decay else None, kept.new_empty(_state_shape(q, v)))
+    blocks = spans(q.shape[2])
+    for rows in row_groups(*q.shape[:2]):
+        cell, read_dy = _cell(q, k, v, decay, rows), Reader(dy[rows], kept.dtype)
+        ahead = _copy_of(None if dfinal is None else dfinal[rows], gradients.state[rows])
+        states = ahead.new_empty(KEPT + 1, *ahead.shape)
+        for first in reversed(range(0, len(blocks), KEPT)):
+            before = kept[first // KEPT - 1] if first else state
+            states[0].copy_(_copy_of(None if before is None else before[rows], gradients.state[rows]))
+            group = blocks[first : first + KEPT]
+            for number, span in enumerate(group if with_decay else group[:-1]):
+                cell.load(*span)
+                cell.advance(states[number], out=states[number + 1])
+            for number, span in reversed(list(enumerate(group))):
+                cell.load(*span)
+                after = states[number + 1] if with_decay else None
+                gradients.write(rows, *span, cell.gradients(states[number], after, ahead, read_dy(*span)))
+        gradients.state[rows].flatten(0, 1).copy_(ahead)
+    return gradients
+
+
+class _Fast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, final, kept = _forward(*inputs, keep=True)
+        ctx.save_for_backward(*inputs, kept)
+        ctx.set_materialize_grads(False)
+        return y, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        *inputs, kept = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        dy = torch.zeros_like(inputs[2]) if dy is None else dy
+        g = _backward(dy, dfinal, tuple(inputs), kept, needed[3])
+        return tuple(x if need else None for x, need in zip((g.q, g.k, g.v, g.decay, g.state), needed, strict=True))
+
+
+_NAMESPACE = "noria_" + sha1(__name__.encode()).hexdigest()[:12]
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? state"
+
+_forward_op = torch.library.custom_op(
+    f"{_NAMESPACE}::matrix_recurrence",
+    _forward,
+    mutates_args=(),
+    schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@_forward_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, keep: bool) -> tuple[Tensor, ...]:
+    return _outputs(q, k, v, keep)
+
+
+def _all_gradients(
+    dy: Tensor,
+    dfinal: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None,
+    state: Tensor | None,
+    kept: Tensor,
+    with_decay: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    g = _backward(dy, dfinal, (q, k, v, decay, state), kept, with_decay)
+    return g.q, g.k, g.v, kept.new_empty(0) if g.decay is None else g.decay, g.state
+
+
+_backward_op = torch.library.custom_op(
+    f"{_NAMESPACE}::matrix_recurrence_backward",
+    _all_gradients,
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor dfinal, {_INPUTS}, Tensor kept, bool with_decay)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@_backward_op.register_fake
+def _(
+    dy: Tensor,
+    dfinal: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None,
+    state: Tensor | None,
+    kept: Tensor,
+    with_decay: bool,
+) -> tuple[Tensor, ...]:
+    g = _Gradients(q, k, v, decay if with_decay else None, kept.new_empty(_state_shape(q, v)))
+    return g.q, g.k, g.v, kept.new_empty(0) if g.decay is None else g.decay, g.state
+
+
+def _save(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[2])
+
+
+def _differentiate(ctx: FunctionCtx, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, kept = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:5]
+    found = _backward_op(dy, dfinal, *inputs, kept, needed[3])
+    return (*(x if need else None for x, need in zip(found, needed, strict=True)), None)
+
+
+_forward_op.register_autograd(_differentiate, setup_context=_save)
