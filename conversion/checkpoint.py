@@ -1,0 +1,100 @@
+"""A checkpoint as it is read: tensors by name, the plain rest, and where each stood, to be written again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .layout import Encoder
+from .symbols import mapping
+from .torch_file import read_torch
+
+
+@dataclass
+class Checkpoint:
+    """`state`: the model's tensors by their upstream names. `others`: tensors outside the state dict, by path.
+
+    `content` is what the file holds beside them, with inert objects (see `symbols`). `files` is JSON: name, hash,
+    container and layout of each file; `refused` names the classes that were not read, `dropped` what was left out.
+    """
+
+    state: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, Tensor] = field(default_factory=dict)
+    content: Any = None
+    files: list[dict[str, Any]] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, where: Path, state: dict[str, Tensor], others: dict[str, Tensor] | None = None) -> None:
+        """Adds the tensors of one file; ValueError where another file has one of the same name."""
+        for name, tensor in [*state.items(), *(others or {}).items()]:
+            if name in self.state or name in self.others:
+                raise ValueError(f"{where}: tensor {name!r} is also in another file of the checkpoint")
+            (self.state if name in state else self.others)[name] = tensor
+
+
+def read_checkpoint(files: Sequence[Path], state_keys: Sequence[str]) -> Checkpoint:
+    """Reads torch and safetensors files (and the index of a sharded checkpoint, a JSON file) as one checkpoint.
+
+    `state_keys` are the keys under which a file may keep its state dict; ValueError where no tensors are found.
+    """
+    checkpoint = Checkpoint()
+    for file in files:
+        record: dict[str, Any] = {"name": file.name, "sha256": sha256(file)}
+        if file.suffix == ".json":
+            record |= {"container": "json", "layout": json.loads(file.read_text("utf-8"))}
+        elif file.suffix == ".safetensors":
+            record |= read_safetensors(checkpoint, file)
+        else:
+            record |= read_pickled(checkpoint, file, state_keys)
+        checkpoint.files.append(record)
+    if not checkpoint.state:
+        raise ValueError(f"{files[0]} holds no tensors where a state dict is expected")
+    return checkpoint
+
+
+def read_safetensors(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
+    try:
+        with safe_open(file, framework="pt") as stream:
+            metadata = stream.metadata()
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
+    checkpoint.add(file, tensors)
+    return {"container": "safetensors", "metadata": metadata, "layout": list(tensors)}
+
+
+def read_pickled(checkpoint: Checkpoint, file: Path, state_keys: Sequence[str]) -> dict[str, Any]:
+    content, container, refused = read_torch(file)
+    path = state_path(content, state_keys)
+    encoder = Encoder(path)
+    try:
+        layout = encoder.encode(content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    checkpoint.add(file, encoder.state, encoder.others)
+    checkpoint.refused |= refused | encoder.refused
+    checkpoint.dropped |= encoder.dropped
+    checkpoint.content = content if checkpoint.content is None else checkpoint.content
+    return {"container": container, "layout": layout}
+
+
+def state_path(content: Any, state_keys: Sequence[str]) -> tuple[str, ...]:
+    """Where the state dict stands: under one of `state_keys`, or the content itself."""
+    root = mapping(content)
+    if root is None:
+        raise ValueError(f"the file holds a {content!r}, not a state dict"[:200])
+    return next(((key,) for key in state_keys if mapping(root.get(key)) is not None), ())
+
+
+def sha256(file: Path) -> str:
+    state = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()

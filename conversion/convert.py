@@ -1,0 +1,114 @@
+"""noria.convert: an upstream checkpoint becomes a folder that `from_pretrained` loads."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from .checkpoint import Checkpoint, read_checkpoint
+from .format import Plan
+from .formats import find_format
+from .rules import Applied, apply, check
+from .source import checkpoint_files, local
+from .target import atomic_folder, check_target, write_safetensors
+
+WEIGHTS, EXTRAS, RECORD = "model.safetensors", "upstream_extras.safetensors", "conversion.json"
+
+
+def convert(
+    format: str,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Converts the checkpoint `source` (a file, a folder or a Hub id) of the upstream `format` into a folder.
+
+    `config` holds arguments of the upstream's constructor where the checkpoint does not carry them, and fields of the
+    noria configuration; both override what the checkpoint says. Tensors keep their dtypes. `conversion.json` in the
+    target records the source's hashes, the rule for every tensor, what was dropped and why, and what was refused;
+    `upstream_extras.safetensors` keeps the tensors that the model has no use for, so that `export` can write them.
+
+    Returns the target. Raises ValueError for an unknown format, an unreadable file, unknown or missing tensors, wrong
+    shapes and missing or contradictory settings; FileNotFoundError, FileExistsError (the target is not empty) or
+    another OSError for paths. Nothing is left at the target then.
+    """
+    family, folder = find_format(format), Path(target)
+    check_target(folder)
+    upstream, fields = family.split(config or {})
+    files = checkpoint_files(local(source))
+    checkpoint = read_checkpoint(files, family.state_keys)
+    try:
+        plan = family.plan(checkpoint, upstream, fields)
+        rules = family.rules(plan.config)
+        applied = apply(rules, without_prefix(checkpoint.state, plan.prefix))
+        check(rules, applied, expected_shapes(plan))
+    except ValueError as error:
+        raise ValueError(f"{files[0]}: {error}") from error
+    plan.config.architectures = [plan.model_class.__name__]
+    plan.config.dtype = main_dtype(applied.tensors)
+    with atomic_folder(folder) as part:
+        write_model(part, plan, applied, checkpoint)
+        record = make_record(family.name, plan, applied, checkpoint, config or {})
+        (part / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
+    return folder
+
+
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    outside = [name for name in state if not name.startswith(prefix)]
+    if outside:
+        raise ValueError(f"the tensors {', '.join(outside[:6])} stand outside {prefix!r}, where the model is")
+    return {name[len(prefix) :]: tensor for name, tensor in state.items()}
+
+
+def expected_shapes(plan: Plan) -> dict[str, torch.Size]:
+    """The names and shapes of the model's tensors, tied ones once."""
+    with torch.device("meta"):
+        model = plan.model_class(plan.config)
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The floating dtype of most elements."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0] if counts else torch.float32
+
+
+def write_model(part: Path, plan: Plan, applied: Applied, checkpoint: Checkpoint) -> None:
+    write_safetensors(part / WEIGHTS, applied.tensors, {"format": "pt"})
+    plan.config.save_pretrained(part)
+    if plan.model_class.can_generate():
+        GenerationConfig.from_model_config(plan.config).save_pretrained(part)
+    extras = {name: checkpoint.state[plan.prefix + name] for name in applied.kept}
+    if extras or checkpoint.others:
+        named = {plan.prefix + name: tensor for name, tensor in extras.items()}
+        write_safetensors(part / EXTRAS, named | checkpoint.others)
+
+
+def make_record(
+    format: str, plan: Plan, applied: Applied, checkpoint: Checkpoint, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "noria_version": version("noria"),
+        "format": format,
+        "model_class": plan.model_class.__name__,
+        "config": dict(config),
+        "settings": dict(plan.settings),
+        "prefix": plan.prefix,
+        "rules": applied.record,
+        "extras": {plan.prefix + name: reason for name, reason in applied.kept.items()}
+        | dict.fromkeys(checkpoint.others, "outside the state dict"),
+        "dropped": checkpoint.dropped,
+        "refused": sorted(checkpoint.refused),
+        "files": checkpoint.files,
+    }

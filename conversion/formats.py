@@ -1,0 +1,17 @@
+"""The upstream projects whose checkpoints can be converted, by name."""
+
+from .fast_transformers import FAST_TRANSFORMERS
+from .format import Format
+from .torchscale import TORCHSCALE
+
+FORMATS: dict[str, Format] = {
+    "fast_transformers": FAST_TRANSFORMERS,
+    "torchscale": TORCHSCALE,
+}
+
+
+def find_format(name: str) -> Format:
+    """The format called `name`; ValueError lists the known ones."""
+    if name not in FORMATS:
+        raise ValueError(f"unknown format {name!r}; known are {', '.join(sorted(FORMATS))}")
+    return FORMATS[name]

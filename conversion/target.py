@@ -1,0 +1,86 @@
+"""Writes a folder all or nothing: into a temporary sibling, which takes the target's name once it is complete."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+STORABLE = {
+    getattr(torch, name)
+    for name in [
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+        "complex64",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float8_e4m3fn",
+        "float8_e5m2",
+    ]
+}
+
+
+def check_target(target: Path) -> None:
+    """FileExistsError where `target` is taken: it may be missing or an empty folder."""
+    if target.is_dir():
+        if any(target.iterdir()):
+            raise FileExistsError(f"the target {target} is not empty: give a new folder")
+    elif target.exists() or target.is_symlink():
+        raise FileExistsError(f"the target {target} is a file: give a new folder")
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write into; it becomes `target` when the block ends, and vanishes when the block raises.
+
+    OSError where the target cannot be written.
+    """
+    check_target(target)
+    part = target.absolute().parent / f".{target.absolute().name}.{secrets.token_hex(4)}.part"
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+    except OSError as error:
+        raise type(error)(error.errno, f"the target {target} cannot be written ({error.strerror})") from error
+    try:
+        yield part
+        os.replace(part, target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes `tensors` with their own dtypes; ValueError names one whose dtype the format lacks."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in STORABLE:
+            raise ValueError(f"tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot hold")
+    save_file(independent(tensors), path, dict(metadata) if metadata is not None else None)
+
+
+def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous, none sharing memory with another."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        result[name] = tensor
+    return result
