@@ -10,7 +10,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Writer:
-    """A model with its tokenizer. Raises ValueError for a bad name, dtype or device, OSError if nothing can be loaded."""
+    """A model with its tokenizer.
+
+    Raises ValueError for an unknown dtype or device and for a folder that holds no model, OSError for a name that
+    neither this machine nor the Hub knows.
+    """
 
     def __init__(
         self,
