@@ -1,0 +1,67 @@
+"""noria: rotary, linear-attention, state-space and VQGAN architectures as Hugging Face Transformers models.
+
+Importing this package registers every architecture with transformers' Auto classes:
+
+    import noria
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("noria-quickstart")
+"""
+
+from .configuration.linear_transformer import NoriaLinearTransformerConfig
+from .configuration.retnet import NoriaRetNetConfig
+from .configuration.roformer import NoriaRoFormerConfig
+from .modeling.cache import NoriaCache
+from .modeling.linear_transformer import (
+    NoriaLinearTransformerForCausalLM,
+    NoriaLinearTransformerForMaskedLM,
+    NoriaLinearTransformerForSequenceClassification,
+    NoriaLinearTransformerModel,
+)
+from .modeling.retnet import NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification, NoriaRetNetModel
+from .modeling.roformer import NoriaRoFormerForCausalLM, NoriaRoFormerForSequenceClassification, NoriaRoFormerModel
+from .registry import ARCHITECTURES, register
+
+__version__ = "0.1.0"
+
+register(
+    NoriaLinearTransformerConfig,
+    NoriaLinearTransformerModel,
+    NoriaLinearTransformerForCausalLM,
+    NoriaLinearTransformerForMaskedLM,
+    NoriaLinearTransformerForSequenceClassification,
+)
+register(NoriaRetNetConfig, NoriaRetNetModel, NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification)
+register(NoriaRoFormerConfig, NoriaRoFormerModel, NoriaRoFormerForCausalLM, NoriaRoFormerForSequenceClassification)
+
+__all__ = [
+    "ARCHITECTURES",
+    "NoriaCache",
+    "NoriaLinearTransformerConfig",
+    "NoriaLinearTransformerForCausalLM",
+    "NoriaLinearTransformerForMaskedLM",
+    "NoriaLinearTransformerForSequenceClassification",
+    "NoriaLinearTransformerModel",
+    "NoriaRetNetConfig",
+    "NoriaRetNetForCausalLM",
+    "NoriaRetNetForSequenceClassification",
+    "NoriaRetNetModel",
+    "NoriaRoFormerConfig",
+    "NoriaRoFormerForCausalLM",
+    "NoriaRoFormerForSequenceClassification",
+    "NoriaRoFormerModel",
+    "convert",
+    "export",
+]
+
+
+def __getattr__(name: str):
+    # Conversion is imported when it is first asked for: most sessions never do.
+    if name == "convert":
+        from .conversion.convert import convert
+
+        return convert
+    if name == "export":
+        from .conversion.export import export
+
+        return export
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

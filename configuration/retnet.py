@@ -1,0 +1,46 @@
+"""RetNet: Sun et al. 2023, Retentive Network (arXiv:2307.08621)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .decoder import DecoderConfig, derive_heads, next_even, require_multiple
+
+
+@strict
+class NoriaRetNetConfig(DecoderConfig):
+    r"""
+    num_attention_heads (`int`): retention heads; head h forgets at rate 2^(-5-h). By default heads about 64 wide.
+    key_size (`int`): width of all queries together; by default `hidden_size`, made even per head.
+    value_size (`int`): width of all values together; by default twice `hidden_size`, as in the paper.
+    intermediate_size (`int`): width of the gated feed-forward layer; by default twice `hidden_size`.
+    hidden_act (`str`): activation of both gates, of retention and of the feed-forward layer.
+    rotary_base (`float`): base of the rotation of queries and keys.
+    scale_embedding (`bool`): multiply embeddings by sqrt(hidden_size).
+    """
+
+    model_type = "noria_retnet"
+
+    num_attention_heads: int | None = None
+    key_size: int | None = None
+    value_size: int | None = None
+    intermediate_size: int | None = None
+    hidden_act: str = "silu"
+    rotary_base: float | int = 10000.0
+    scale_embedding: bool = False
+
+    def derive_sizes(self) -> None:
+        given = self.num_attention_heads
+        heads = self.num_attention_heads = given or derive_heads(self.hidden_size)
+        if self.key_size is None:
+            require_multiple("hidden_size", self.hidden_size, "num_attention_heads", heads)
+            self.key_size = heads * next_even(self.hidden_size // heads)
+        if self.value_size is None:
+            self.value_size = 2 * heads * (self.hidden_size // heads)
+        if self.intermediate_size is None:
+            self.intermediate_size = 2 * self.hidden_size
+
+    def validate_heads(self) -> None:
+        require_multiple("key_size", self.key_size, "2 * num_attention_heads", 2 * self.num_attention_heads)
+        require_multiple("value_size", self.value_size, "num_attention_heads", self.num_attention_heads)
+
+
+__all__ = ["NoriaRetNetConfig"]

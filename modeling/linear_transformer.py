@@ -1,0 +1,59 @@
+"""Linear transformer: Katharopoulos et al. 2020, Transformers are RNNs (arXiv:2006.16236)."""
+
+from torch import Tensor, nn
+
+from ..configuration.linear_transformer import NoriaLinearTransformerConfig
+from .backbone import Backbone
+from .block import PostNormBlock
+from .decoder import DecoderForCausalLM, DecoderForSequenceClassification
+from .encoder import EncoderForMaskedLM
+from .feedforward import MLP
+from .mixers.linear_attention import LinearMixer
+from .position.table import make_absolute
+from .state import Context
+
+
+class LinearTransformerBlock(PostNormBlock):
+    mixer_class = LinearMixer
+    mlp_class = MLP
+    norm_class = nn.LayerNorm
+
+
+class NoriaLinearTransformerModel(Backbone):
+    config: NoriaLinearTransformerConfig
+    block_class = LinearTransformerBlock
+    norm_class = nn.LayerNorm
+    _no_split_modules = ["LinearTransformerBlock"]
+
+    def make_embeddings(self, config: NoriaLinearTransformerConfig) -> None:
+        super().make_embeddings(config)
+        self.position = make_absolute(config.position_encoding, config.hidden_size)
+
+    def make_norm(self, config: NoriaLinearTransformerConfig) -> nn.Module:
+        return super().make_norm(config) if config.final_norm else nn.Identity()
+
+    def embed(self, x: Tensor, context: Context, **kwargs) -> Tensor:
+        return self.position.add(x, context)
+
+
+class NoriaLinearTransformerForCausalLM(DecoderForCausalLM):
+    config: NoriaLinearTransformerConfig
+    model_class = NoriaLinearTransformerModel
+
+
+class NoriaLinearTransformerForMaskedLM(EncoderForMaskedLM):
+    config: NoriaLinearTransformerConfig
+    model_class = NoriaLinearTransformerModel
+
+
+class NoriaLinearTransformerForSequenceClassification(DecoderForSequenceClassification):
+    config: NoriaLinearTransformerConfig
+    model_class = NoriaLinearTransformerModel
+
+
+__all__ = [
+    "NoriaLinearTransformerForCausalLM",
+    "NoriaLinearTransformerForMaskedLM",
+    "NoriaLinearTransformerForSequenceClassification",
+    "NoriaLinearTransformerModel",
+]

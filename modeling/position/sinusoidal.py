@@ -1,0 +1,26 @@
+"""Sinusoidal positions: Vaswani et al. 2017, Attention Is All You Need (arXiv:1706.03762), section 3.5.
+
+p_(k, 2i) = sin(k / 10000^(2i/d)),   p_(k, 2i+1) = cos(k / 10000^(2i/d)),   x_k + p_k
+"""
+
+import torch
+from torch import Tensor
+
+from ..state import Context
+from .base import PositionEncoding
+from .rotary import rotation
+
+
+class Sinusoidal(PositionEncoding):
+    """Added to the embeddings; an odd width leaves out the last cosine."""
+
+    def __init__(self, dim: int, base: float = 10000.0) -> None:
+        super().__init__()
+        self.dim, self.base = dim, float(base)
+
+    def add(self, x: Tensor, context: Context) -> Tensor:
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        frequencies = self.base ** (-torch.arange(0, self.dim, 2, dtype=wide, device=x.device) / self.dim)
+        cos, sin = rotation(context.positions, frequencies, torch.promote_types(x.dtype, torch.float32))
+        code = torch.stack((sin, cos), dim=-1).flatten(-2)[:, 0, :, : self.dim]  # (b t d)
+        return x + code.to(x.dtype)

@@ -1,0 +1,43 @@
+"""Makes transformers' Auto classes know an architecture by its configuration, and lists those that are known."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+AUTO_CLASSES = {
+    "Model": AutoModel,
+    "ForCausalLM": AutoModelForCausalLM,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+}
+
+
+class Architecture(NamedTuple):
+    """One row of the table: `name` as in Noria<name>Config, the configuration, and a model class for each head."""
+
+    name: str
+    config_class: type[PreTrainedConfig]
+    models: dict[str, type[PreTrainedModel]]
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def register(config_class: type[PreTrainedConfig], *model_classes: type[PreTrainedModel]) -> None:
+    """Register a configuration and its models, each under the Auto class that the end of its name tells."""
+    prefix = config_class.__name__.removesuffix("Config")
+    models = {model_class.__name__.removeprefix(prefix): model_class for model_class in model_classes}
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for head, model_class in models.items():
+        AUTO_CLASSES[head].register(config_class, model_class, exist_ok=True)
+    ARCHITECTURES[config_class.model_type] = Architecture(prefix.removeprefix("Noria"), config_class, models)
