@@ -2,13 +2,14 @@
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
+from ..registry import ARCHITECTURES
+
 PREFIX = "noria_"
 
 
 def causal_architectures() -> list[str]:
     """The short names of all causal models of this package: `retnet` for the model type `noria_retnet`."""
-    ours = [name for name in CONFIG_MAPPING.keys() if name.startswith(PREFIX)]  # noqa: SIM118 (a lazy mapping)
-    return sorted(name[len(PREFIX) :] for name in ours if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING)
+    return sorted(kind.removeprefix(PREFIX) for kind, row in ARCHITECTURES.items() if "ForCausalLM" in row.models)
 
 
 def causal_config(architecture: str, *, hidden_size: int, **fields: object) -> PreTrainedConfig:
@@ -24,5 +25,5 @@ def causal_config(architecture: str, *, hidden_size: int, **fields: object) -> P
     if architecture in CONFIG_MAPPING and CONFIG_MAPPING[architecture] in MODEL_FOR_CAUSAL_LM_MAPPING:
         shape = {"num_attention_heads": max(1, hidden_size // 64), "intermediate_size": hidden_size * 8 // 3}
         return AutoConfig.for_model(architecture, hidden_size=hidden_size, **{**shape, **fields})
-    known = ", ".join(causal_architectures()) or "none yet"
+    known = ", ".join(causal_architectures())
     raise ValueError(f"{architecture!r} is no causal language model that can be trained here; noria has: {known}")
