@@ -11,9 +11,9 @@ from .matrix_chunkwise import CHUNK
 HEADS = 16
 
 
-def spans(length: int) -> list[tuple[int, int]]:
-    """Return the blocks' (start, stop) along time; only the last may be shorter than CHUNK."""
-    return [(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
+def block_count(length: int) -> int:
+    """Return into how many blocks of CHUNK tokens a sequence is cut; only the last may be shorter."""
+    return (length + CHUNK - 1) // CHUNK
 
 
 def row_groups(batch: int, heads: int) -> Iterator[slice]:
@@ -23,32 +23,40 @@ def row_groups(batch: int, heads: int) -> Iterator[slice]:
 
 
 class Reader:
-    """Blocks (rows*h m ...) of a tensor (rows h t ...) in the working dtype; copied only where strides or dtype ask."""
+    """The blocks (rows*h m ...) of a tensor (rows h t ...) in the working dtype; copied only where that must be."""
 
     def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
-        self.x, self.flat, self.buffer = x, None, None
         rows, heads = x.shape[:2]
+        self.buffer = None
         if x.dtype == dtype and (rows == 1 or x.stride(0) == heads * x.stride(1)):
-            self.flat = x[0] if rows == 1 else x.view(rows * heads, *x.shape[2:])
+            flat = x[0] if rows == 1 else x.view(rows * heads, *x.shape[2:])
+            self.blocks = flat.split(CHUNK, 1)
         else:
-            self.buffer = x.new_empty(rows, heads, min(CHUNK, x.shape[2]), *x.shape[3:], dtype=dtype)
+            self.blocks = x.split(CHUNK, 2)
+            self.buffer = torch.empty_like(self.blocks[0], dtype=dtype, memory_format=torch.contiguous_format)
 
-    def __call__(self, start: int, stop: int) -> Tensor:
-        """Return tokens ``start`` to ``stop``; valid until the next call."""
-        if self.flat is not None:
-            return self.flat[:, start:stop]
-        block = self.buffer[:, :, : stop - start]
-        block.copy_(self.x[:, :, start:stop])
-        return block.flatten(0, 1)
+    def __call__(self, number: int) -> Tensor:
+        """Return one block; valid until the next call."""
+        block = self.blocks[number]
+        if self.buffer is None:
+            return block
+        return self.buffer[:, :, : block.shape[2]].copy_(block).flatten(0, 1)
 
 
-def write(block: Tensor, target: Tensor, start: int, stop: int) -> None:
-    """Store a block (rows*h m ...) as tokens ``start`` to ``stop`` of ``target`` (rows h t ...)."""
-    target[:, :, start:stop].copy_(block.view(target.shape[0], target.shape[1], stop - start, *block.shape[2:]))
+class Writer:
+    """The blocks of a tensor (rows h t ...) that are to be filled."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.blocks = x[0].split(CHUNK, 1) if x.shape[0] == 1 else x.split(CHUNK, 2)
+
+    def __call__(self, number: int, block: Tensor) -> None:
+        """Store a block (rows*h m ...)."""
+        target = self.blocks[number]
+        target.copy_(block if target.dim() == block.dim() else block.view(target.shape))
 
 
 def empty_like_mixers(x: Tensor) -> Tensor:
-    """Return an empty (b h t d) that lies in memory as (b t h d): what mixers hand over and take back without a copy."""
+    """Return an empty (b h t d) that lies in memory as (b t h d), which mixers flatten without a copy."""
     b, h, t, d = x.shape
     return x.new_empty(b, t, h, d).transpose(1, 2)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .matrix_blocks import CHUNK, Reader, Scratch
+from .matrix_blocks import Reader, Scratch
 
 LOG2E = math.log2(math.e)
 
@@ -38,11 +38,11 @@ class ChannelCell:
         self.readers = [Reader(x, dtype) for x in (q, k, v, decay)]
         self.scratch = Scratch(dtype, q.device)
 
-    def load(self, start: int, stop: int) -> None:
-        """Turn to tokens ``start`` to ``stop``; a last block is filled up with zeros to a power of two."""
-        self.m = stop - start
-        self.width = min(CHUNK, 1 << (self.m - 1).bit_length())
-        q, k, self.v, decay = (read(start, stop) for read in self.readers)
+    def load(self, number: int) -> None:
+        """Turn to a block; a short one is filled up with zeros to a power of two."""
+        q, k, self.v, decay = (read(number) for read in self.readers)
+        self.m = q.shape[1]
+        self.width = 1 << (self.m - 1).bit_length()
         self.q, self.k = self._padded("q", q), self._padded("k", k)
         self.prefix, self.suffix = (self.scratch(name, *self.q.shape) for name in ("prefix", "suffix"))
         torch.mul(decay, LOG2E, out=self.prefix[:, : self.m])
@@ -50,13 +50,13 @@ class ChannelCell:
         self.suffix.zero_()
         self.joined = False
 
-    def output(self, state: Tensor) -> Tensor:
-        """Return the block's y (n m dv), given the state at its start; valid until the next call."""
+    def output(self, state: Tensor | None) -> Tensor:
+        """Return the block's y (n m dv), given the state at its start (None is zero); valid until the next call."""
         scores = self._new_scores()
         for corner in self._corners():
             self._place(corner, scores)
         y = torch.bmm(scores[:, : self.m, : self.m], self.v, out=self.scratch("y", *self.v.shape))
-        return y.baddbmm_(self._scaled(self.q, self.prefix, "from_past"), state)
+        return y if state is None else y.baddbmm_(self._scaled(self.q, self.prefix, "from_past"), state)
 
     def advance(self, state: Tensor, out: Tensor) -> None:
         """Write the state at the block's end, given the one at its start, to ``out``, which may be the same tensor."""

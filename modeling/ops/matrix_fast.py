@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .matrix_blocks import Reader, empty_like_mixers, row_groups, spans, write
+from .matrix_blocks import Reader, Writer, block_count, empty_like_mixers, row_groups
 from .matrix_channel_cell import ChannelCell
 from .matrix_scalar_cell import ScalarCell
 
@@ -43,7 +43,7 @@ def _state_shape(q: Tensor, v: Tensor) -> tuple[int, ...]:
 def _outputs(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return empty y, final state and the states that the backward starts from (all but the first)."""
     final = q.new_empty(_state_shape(q, v), dtype=_working_dtype(q, k, v))
-    kept = (len(spans(q.shape[2])) - 1) // KEPT if keep else 0
+    kept = (block_count(q.shape[2]) - 1) // KEPT if keep else 0
     return empty_like_mixers(v), final, final.new_empty(kept, *final.shape)
 
 
@@ -68,11 +68,12 @@ def _forward(
     y, final, kept = _outputs(q, k, v, keep)
     for rows in row_groups(*q.shape[:2]):
         cell, current = _cell(q, k, v, decay, rows), _copy_of(None if state is None else state[rows], final[rows])
-        for number, (start, stop) in enumerate(spans(q.shape[2])):
+        write_y = Writer(y[rows])
+        for number in range(block_count(q.shape[2])):
             if keep and number and number % KEPT == 0:
                 kept[number // KEPT - 1, rows].flatten(0, 1).copy_(current)
-            cell.load(start, stop)
-            write(cell.output(current), y[rows], start, stop)
+            cell.load(number)
+            write_y(number, cell.output(current if number or state is not None else None))
             cell.advance(current, out=current)
         final[rows].flatten(0, 1).copy_(current)
     return y, final, kept
@@ -85,17 +86,20 @@ class _Gradients:
         self.q, self.k, self.v = empty_like_mixers(q), empty_like_mixers(k), empty_like_mixers(v)
         self.state = torch.empty_like(final)
         self.decay = None if decay is None else torch.zeros_like(decay)
-        self.constant = decay is not None and decay.dim() == 1
 
-    def write(self, rows: slice, start: int, stop: int, blocks: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
-        for target, block in zip((self.q, self.k, self.v), blocks[:3], strict=True):
-            write(block, target[rows], start, stop)
-        if blocks[3] is None or self.decay is None:
-            return
-        if self.constant:
-            self.decay += blocks[3].view(-1, len(self.decay), stop - start).sum((0, 2))
-        else:
-            write(blocks[3], self.decay[rows], start, stop)
+    def choose(self, rows: slice) -> None:
+        """Turn to some rows of the batch."""
+        self.writers = [Writer(x[rows]) for x in (self.q, self.k, self.v)]
+        if self.decay is not None:
+            self.writers.append(self._add_constant if self.decay.dim() == 1 else Writer(self.decay[rows]))
+
+    def write(self, number: int, blocks: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
+        """Store what a cell returned for one block."""
+        for writer, block in zip(self.writers, blocks, strict=False):
+            writer(number, block)
+
+    def _add_constant(self, _: int, block: Tensor) -> None:
+        self.decay += block.view(-1, len(self.decay), block.shape[1]).sum((0, 2))
 
 
 @torch.no_grad()
@@ -108,22 +112,23 @@ def _backward(
 ) -> _Gradients:
     q, k, v, decay, state = inputs
     gradients = _Gradients(q, k, v, decay if with_decay else None, kept.new_empty(_state_shape(q, v)))
-    blocks = spans(q.shape[2])
+    count = block_count(q.shape[2])
     for rows in row_groups(*q.shape[:2]):
         cell, read_dy = _cell(q, k, v, decay, rows), Reader(dy[rows], kept.dtype)
+        gradients.choose(rows)
         ahead = _copy_of(None if dfinal is None else dfinal[rows], gradients.state[rows])
-        states = ahead.new_empty(KEPT + 1, *ahead.shape)
-        for first in reversed(range(0, len(blocks), KEPT)):
+        states = ahead.new_empty(KEPT + 1, *ahead.shape).unbind()
+        for first in reversed(range(0, count, KEPT)):
             before = kept[first // KEPT - 1] if first else state
             states[0].copy_(_copy_of(None if before is None else before[rows], gradients.state[rows]))
-            group = blocks[first : first + KEPT]
-            for number, span in enumerate(group if with_decay else group[:-1]):
-                cell.load(*span)
-                cell.advance(states[number], out=states[number + 1])
-            for number, span in reversed(list(enumerate(group))):
-                cell.load(*span)
-                after = states[number + 1] if with_decay else None
-                gradients.write(rows, *span, cell.gradients(states[number], after, ahead, read_dy(*span)))
+            last = min(first + KEPT, count)
+            for number in range(first, last if with_decay else last - 1):
+                cell.load(number)
+                cell.advance(states[number - first], out=states[number - first + 1])
+            for number in reversed(range(first, last)):
+                cell.load(number)
+                after = states[number - first + 1] if with_decay else None
+                gradients.write(number, cell.gradients(states[number - first], after, ahead, read_dy(number)))
         gradients.state[rows].flatten(0, 1).copy_(ahead)
     return gradients
 

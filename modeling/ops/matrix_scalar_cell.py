@@ -68,29 +68,31 @@ class ScalarCell:
         elif decay is not None:
             self.read_decay = Reader(decay, torch.float64)
 
-    def load(self, start: int, stop: int) -> None:
-        """Turn to tokens ``start`` to ``stop``."""
-        self.q, self.k, self.v = self.read_q(start, stop), self.read_k(start, stop), self.read_v(start, stop)
+    def load(self, number: int) -> None:
+        """Turn to a block."""
+        self.q, self.k, self.v = self.read_q(number), self.read_k(number), self.read_v(number)
         if self.constant is not None:
-            pairs, past, ahead, _ = self.constant
-            m = stop - start
-            self.factors = Factors(pairs[:, :m, :m], past[:, :m], ahead[:, -m:], past[:, m - 1 : m])
+            m = self.q.shape[1]
+            if self.factors is None or m != self.factors.past.shape[1]:
+                pairs, past, ahead, _ = self.constant
+                self.factors = Factors(pairs[:, :m, :m], past[:, :m], ahead[:, -m:], past[:, m - 1 : m])
         elif self.read_decay is not None:
-            decay = self.read_decay(start, stop) * LOG2E
+            decay = self.read_decay(number) * LOG2E
             self.factors = factors_of(decay.clamp_(min=decay_floor(self.dtype)), self.dtype)
 
-    def output(self, state: Tensor) -> Tensor:
-        """Return the block's y (n m dv), given the state at its start; valid until the next call."""
+    def output(self, state: Tensor | None) -> Tensor:
+        """Return the block's y (n m dv), given the state at its start (None is zero); valid until the next call."""
         y = torch.bmm(self._scores(), self.v, out=self._buffer("y", self.v))
-        return y.baddbmm_(self._from_past(self.q, "query"), state)
+        return y if state is None else y.baddbmm_(self._from_past(self.q, "query"), state)
 
     def advance(self, state: Tensor, out: Tensor) -> None:
         """Write the state at the block's end, given the one at its start, to ``out``, which may be the same tensor."""
         key = self._to_end(self.k, "key").transpose(1, 2)
-        if self.factors is None:
-            torch.baddbmm(state, key, self.v, out=out)
-        else:
-            torch.mul(state, self.factors.total, out=out).baddbmm_(key, self.v)
+        if out is not state:
+            out.copy_(state)
+        if self.factors is not None:
+            out.mul_(self.factors.total)
+        out.baddbmm_(key, self.v)
 
     def gradients(
         self, start: Tensor, end: Tensor | None, ahead: Tensor, dy: Tensor
