@@ -11,7 +11,8 @@ from .decoder import DecoderConfig, derive_heads, next_even, require_multiple
 class NoriaLinearTransformerConfig(DecoderConfig):
     r"""
     num_attention_heads (`int`): by default heads about 64 wide.
-    head_dim (`int`): width of each head; by default `hidden_size / num_attention_heads`, made even.
+    head_dim (`int`): width of each head's queries and keys; by default `hidden_size / num_attention_heads`, even.
+    value_head_dim (`int`): width of each head's values; by default `head_dim`.
     intermediate_size (`int`): width of the feed-forward layer; by default four times `hidden_size`.
     hidden_act (`str`): its activation.
     feature_map (`str`): "elu" (elu + 1, the paper's), "relu", "exp", "softmax" (efficient attention, arXiv:1812.01243),
@@ -30,6 +31,7 @@ class NoriaLinearTransformerConfig(DecoderConfig):
 
     num_attention_heads: int | None = None
     head_dim: int | None = None
+    value_head_dim: int | None = None
     intermediate_size: int | None = None
     hidden_act: str = "relu"
     norm_eps: float = 1e-5
@@ -46,6 +48,8 @@ class NoriaLinearTransformerConfig(DecoderConfig):
         if self.head_dim is None:
             require_multiple("hidden_size", self.hidden_size, "num_attention_heads", heads)
             self.head_dim = next_even(self.hidden_size // heads)
+        if self.value_head_dim is None:
+            self.value_head_dim = self.head_dim
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
 

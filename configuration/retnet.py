@@ -12,9 +12,14 @@ class NoriaRetNetConfig(DecoderConfig):
     key_size (`int`): width of all queries together; by default `hidden_size`, made even per head.
     value_size (`int`): width of all values together; by default twice `hidden_size`, as in the paper.
     intermediate_size (`int`): width of the gated feed-forward layer; by default twice `hidden_size`.
-    hidden_act (`str`): activation of both gates, of retention and of the feed-forward layer.
+    hidden_act (`str`): activation of the feed-forward layer's gate.
+    gate_act (`str`): activation of retention's gate.
     rotary_base (`float`): base of the rotation of queries and keys.
     scale_embedding (`bool`): multiply embeddings by sqrt(hidden_size).
+    embedding_norm (`bool`): a norm on the embeddings.
+    post_norm (`bool`): norms after each residual sum instead of before each branch, and none after the last block.
+    residual_scale (`float`): what the residual stream is multiplied by before a branch is added; DeepNorm takes
+        (2 num_hidden_layers)^(1/4) (arXiv:2203.00555).
     """
 
     model_type = "noria_retnet"
@@ -24,8 +29,12 @@ class NoriaRetNetConfig(DecoderConfig):
     value_size: int | None = None
     intermediate_size: int | None = None
     hidden_act: str = "silu"
+    gate_act: str = "silu"
     rotary_base: float | int = 10000.0
     scale_embedding: bool = False
+    embedding_norm: bool = False
+    post_norm: bool = False
+    residual_scale: float | int = 1.0
 
     def derive_sizes(self) -> None:
         given = self.num_attention_heads

@@ -7,31 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-STORABLE = {
-    getattr(torch, name)
-    for name in [
-        "float64",
-        "float32",
-        "float16",
-        "bfloat16",
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint8",
-        "bool",
-        "complex64",
-        "uint16",
-        "uint32",
-        "uint64",
-        "float8_e4m3fn",
-        "float8_e5m2",
-    ]
-}
 
 
 def check_target(target: Path) -> None:
@@ -66,10 +43,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes `tensors` with their own dtypes; ValueError names one whose dtype the format lacks."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in STORABLE:
-            raise ValueError(f"tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot hold")
-    save_file(independent(tensors), path, dict(metadata) if metadata is not None else None)
+    try:
+        save_file(independent(tensors), path, dict(metadata) if metadata is not None else None)
+    except KeyError as error:
+        names = [name for name, tensor in tensors.items() if tensor.dtype == error.args[0]]
+        raise ValueError(f"safetensors cannot hold {error.args[0]}, the dtype of {', '.join(names[:6])}") from error
 
 
 def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

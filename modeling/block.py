@@ -32,9 +32,13 @@ class MixerBlock(GradientCheckpointingLayer):
         """The state before any token, for `batch` rows of a model whose weights are of `dtype`."""
         return self.mixer.initial_state(batch, dtype, device)
 
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream x with a branch's output y added."""
+        return x + self.dropout(y)
+
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         y, state = self.mixer(self.mixer_norm(x), context, state)
-        return x + self.dropout(y), state
+        return self.residual(x, y), state
 
 
 class PreNormBlock(MixerBlock):
@@ -47,12 +51,12 @@ class PreNormBlock(MixerBlock):
 
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         y, state = self.mixer(self.mixer_norm(x), context, state)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), state
+        x = self.residual(x, y)
+        return self.residual(x, self.mlp(self.mlp_norm(x))), state
 
 
 class PostNormBlock(PreNormBlock):
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         y, state = self.mixer(x, context, state)
-        x = self.mixer_norm(x + self.dropout(y))
-        return self.mlp_norm(x + self.dropout(self.mlp(x))), state
+        x = self.mixer_norm(self.residual(x, y))
+        return self.mlp_norm(self.residual(x, self.mlp(x))), state

@@ -35,16 +35,18 @@ class LinearMixer(nn.Module):
     def __init__(self, config) -> None:
         super().__init__()
         width, self.heads, self.head_dim = config.hidden_size, config.num_attention_heads, config.head_dim
-        inner = self.heads * self.head_dim
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner, bias=self.bias) for _ in range(3))
-        self.o_proj = nn.Linear(inner, width, bias=self.bias)
+        self.value_dim = getattr(config, "value_head_dim", None) or self.head_dim
+        keys, values = self.heads * self.head_dim, self.heads * self.value_dim
+        self.q_proj, self.k_proj = (nn.Linear(width, keys, bias=self.bias) for _ in range(2))
+        self.v_proj = nn.Linear(width, values, bias=self.bias)
+        self.o_proj = nn.Linear(values, width, bias=self.bias)
         self.features, self.eps = feature_map(config.feature_map), config.normalizer_eps
         self.position = PositionEncoding() if config.rotary == "none" else Rotary(self.head_dim, config.rotary_base)
         self.joint = config.rotary != "numerator" and not self.features.per_channel
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
         wide = torch.promote_types(dtype, torch.float32)
-        keys, values = self.head_dim + self.features.constant, self.head_dim
+        keys, values = self.head_dim + self.features.constant, self.value_dim
         shapes = [(keys, values + 1)] if self.joint else [(keys, values), (keys, 1)]
         return tuple(torch.zeros(batch, self.heads, *shape, dtype=wide, device=device) for shape in shapes)
 

@@ -35,7 +35,7 @@ class Retention(nn.Module):
         self.v_proj = nn.Linear(width, config.value_size, bias=False)
         self.g_proj = nn.Linear(width, config.value_size, bias=False)
         self.o_proj = nn.Linear(config.value_size, width, bias=False)
-        self.act = activation(config.hidden_act)
+        self.act = activation(config.gate_act)
         self.position = Rotary(self.key_dim, config.rotary_base, endpoint=True)
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
