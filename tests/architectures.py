@@ -1,0 +1,69 @@
+"""The table of all architectures that the laws run over: a new one joins by one line.
+
+`limits` maps the name of a law to the reason why it cannot hold by construction; the README's support table shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from noria import (
+    ARCHITECTURES,
+    NoriaLinearTransformerConfig,
+    NoriaRetNetConfig,
+    NoriaRoFormerConfig,
+)
+
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    # Large weights, so that a law that is broken shows far above rounding.
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a configuration class and the fields that make a variant worth testing of its own."""
+
+    name: str
+    config_class: type
+    fields: dict = field(default_factory=dict)
+    limits: dict[str, str] = field(default_factory=dict)
+
+    def config(self, **overrides):
+        return self.config_class(**TINY | self.fields | overrides)
+
+    def model(self, head: str = "ForCausalLM", dtype: torch.dtype = torch.float64, seed: int = 0, **overrides):
+        """A model with random weights, in evaluation mode."""
+        torch.manual_seed(seed)
+        config = self.config(**overrides)
+        return self.models[head](config).to(dtype).eval()
+
+    @property
+    def models(self) -> dict:
+        return ARCHITECTURES[self.config_class.model_type].models
+
+    def __str__(self) -> str:
+        return self.name
+
+
+GROWS = {"constant state": "softmax attention keeps every key and value: the cache grows with the text"}
+
+ENTRIES = [
+    Entry("linear_transformer", NoriaLinearTransformerConfig),
+    Entry("linear_transformer-rotary", NoriaLinearTransformerConfig, {"feature_map": "elu", "rotary": "numerator"}),
+    Entry("linear_transformer-cosine", NoriaLinearTransformerConfig, {"feature_map": "cosine", "rotary": "both"}),
+    Entry("linear_transformer-efficient", NoriaLinearTransformerConfig, {"feature_map": "softmax"}),
+    Entry("retnet", NoriaRetNetConfig, {"num_attention_heads": 2}),
+    Entry("roformer", NoriaRoFormerConfig, {"num_attention_heads": 2, "norm_eps": 1e-6}, GROWS),
+]
+
+CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]
+MASKED = [entry for entry in ENTRIES if "ForMaskedLM" in entry.models]
+CLASSIFIERS = [entry for entry in ENTRIES if "ForSequenceClassification" in entry.models]
