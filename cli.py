@@ -109,6 +109,18 @@ def add_generate(commands: Any) -> None:
     added.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 
+def add_push(commands: Any) -> None:
+    added = command(commands, "push", run_push, "upload a saved model to the Hub as code that needs no noria")
+    added.add_argument("folder", type=Path, metavar="FOLDER", help="what save_pretrained or noria convert wrote")
+    added.add_argument("repo", metavar="REPO", help="the Hub repository, user/name; it is made where it is missing")
+    added.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def add_card(commands: Any) -> None:
+    added = command(commands, "card", run_card, "print the model card of a saved model or of an architecture")
+    added.add_argument("model", metavar="MODEL", help="a folder, a Hub id, or a name that `noria list` shows")
+
+
 def run_quickstart(options: argparse.Namespace) -> None:
     calm_openmp()
     from .training.quickstart import quickstart
@@ -116,6 +128,18 @@ def run_quickstart(options: argparse.Namespace) -> None:
     known = Settings.__dataclass_fields__
     given = {name: value for name, value in vars(options).items() if name in known}
     quickstart(options.output, given, resume=options.resume, threads=positive("--threads", options.threads))
+
+
+def run_list(options: argparse.Namespace) -> None:
+    from .registry import ARCHITECTURES
+
+    rows = [("ARCHITECTURE", "MODEL TYPE", "HEADS", "PAPER")]
+    for model_type, row in sorted(ARCHITECTURES.items()):
+        about = (sys.modules[row.config_class.__module__].__doc__ or "").partition("\n")[0]
+        rows.append((row.name, model_type, ", ".join(row.models), about.partition(": ")[2].rstrip(".")))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def run_generate(options: argparse.Namespace) -> None:
@@ -135,6 +159,18 @@ def run_generate(options: argparse.Namespace) -> None:
         trust_remote_code=options.trust_remote_code,
     )
     writer.stream(prompt, seed=options.seed, do_sample=not options.greedy, **given)
+
+
+def run_push(options: argparse.Namespace) -> None:
+    from .hub import push
+
+    print(push(options.folder, options.repo, private=options.private))
+
+
+def run_card(options: argparse.Namespace) -> None:
+    from .hub import card
+
+    print(card(options.model))
 
 
 def positive(flag: str, value: int | None) -> int | None:

@@ -1,5 +1,6 @@
 """A causal language model from a folder or the Hub that writes to standard output, token by token."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -27,8 +28,7 @@ class Writer:
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-        if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-            raise ValueError(f"{model} is a folder without config.json; a saved model is wanted")
+        require_model_name(model)
         if threads:
             torch.set_num_threads(threads)
         logging.set_verbosity_error()
@@ -58,6 +58,17 @@ class Writer:
         streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)
         output = self.model.generate(**inputs, do_sample=do_sample, streamer=streamer, **options)
         return self.tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+def require_model_name(model: str) -> None:
+    """Raises ValueError unless `model` is a folder with a config.json or has the form of a Hub id."""
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise ValueError(f"{model} is a folder without config.json; a saved model is wanted")
+    elif Path(model).exists():
+        raise ValueError(f"{model} is a file; the folder of a saved model is wanted")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model in (".", ".."):
+        raise ValueError(f"there is no folder {model}, and it has not the form of a Hub id (user/name)")
 
 
 def as_device(name: str) -> torch.device:
