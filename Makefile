@@ -7,7 +7,7 @@ PIP_ARGS ?=
 TEST_VENV := .venv-test
 CHECK = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "noria needs Python 3.10 or newer: make PYTHON=...")'
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-CONFORMANCE := $(wildcard tests/conformance tests/test_conformance.py)
+QUESTIONS = $(shell grep -l __main__ benchmarks/*.py)
 
 # One thread per process: OpenMP threads that spin on a busy core slow everything down several times.
 PYTEST := -m pytest -q -n $(WORKERS) --dist loadgroup
@@ -21,7 +21,7 @@ help:
 	@echo "make slow         the tests that are too slow for make test"
 	@echo "make lint         ruff check, ruff format --check, pyright on modeling/"
 	@echo "make conformance  transformers' own test mixins; TRANSFORMERS_TESTS=path/to/transformers/tests"
-	@echo "make bench        the benchmarks; results go to benchmarks/RESULTS.md"
+	@echo "make bench        the benchmarks, into benchmarks/RESULTS.md; ARGS=--quick for a trial"
 	@echo "make wheel        wheel and sdist in dist/"
 	@echo "make clean        remove environments, builds and caches"
 
@@ -71,11 +71,11 @@ conformance:
 	@echo "conformance: nothing run, TRANSFORMERS_TESTS is not set (give the path of transformers' tests folder)"
 else
 conformance: $(VENV)/.dev
-	$(ONE_THREAD) TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python $(PYTEST) $(CONFORMANCE) -m 'slow or not slow' $(ARGS)
+	$(ONE_THREAD) TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python $(PYTEST) tests/test_conformance.py -m 'slow or not slow' $(ARGS)
 endif
 
 bench: $(VENV)/.dev
-	$(ONE_THREAD) $(VENV)/bin/python -m benchmarks $(ARGS)
+	@for question in $(QUESTIONS); do echo "$$question"; $(VENV)/bin/python $$question --write $(ARGS) || exit 1; done
 
 wheel: $(VENV)/.dev
 	$(VENV)/bin/python -m build --outdir dist .
