@@ -1,0 +1,163 @@
+"""From a model to a repository on the Hub that loads without noria: its code as flat files, its card, its upload.
+
+noria.hub.save(model, "folder", tokenizer)      # weights, configuration, code and card in one step
+noria.hub.push("folder", "user/name")           # any folder that save_pretrained wrote
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .cards import card
+from .conversion.target import atomic_folder
+from .flat_code import flat_name, flatten
+from .model_folder import CONFIG, find_architecture, read_config, weight_files
+from .registry import AUTO_CLASSES, Architecture
+
+README = "README.md"
+
+
+def write_code(model_or_config: PreTrainedModel | PreTrainedConfig, folder: str | os.PathLike) -> list[Path]:
+    """Write the code of a model's architecture into `folder`, and name its classes in config.json's `auto_map`.
+
+    The folder is made where it is missing, and so is config.json. Every file appears whole, config.json last; the
+    paths of the code files are returned. Raises ValueError for a model that is not noria's, or for a folder that holds
+    a model of another architecture, OSError where it cannot be written.
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    architecture = find_architecture(getattr(config, "model_type", None))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CONFIG).is_file():
+        config.save_pretrained(folder)
+    held = read_config(folder).get("model_type")
+    if held != config.model_type:
+        raise ValueError(f"{folder} holds a model of type {held!r}, not {config.model_type!r}.")
+    return add_code(folder, architecture)
+
+
+def save(model: PreTrainedModel, folder: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+    """Save a model with its tokenizer, the code that loads it without noria, and its card; returns the folder.
+
+    The folder, which must be new or empty, appears complete or not at all. Raises ValueError for a model that is not
+    noria's, FileExistsError for a folder that is taken, OSError for one that cannot be written.
+    """
+    find_architecture(getattr(model.config, "model_type", None))
+    with atomic_folder(Path(folder)) as part:
+        model.save_pretrained(part)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        write_code(model, part)
+        write_text(part / README, card(part, name=Path(folder).name))
+    return Path(folder)
+
+
+def push(
+    folder: str | os.PathLike,
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+    code: bool = True,
+    create_pr: bool = False,
+) -> str:
+    """Upload a saved model with its code, and a card where neither side has one; returns the commit's address.
+
+    folder: what `save_pretrained` wrote; it is left as it is. repo: `user/name` or `name`, made if it does not exist.
+    private: whether a new repository is private; None leaves it to the account's default. revision: a branch, made if
+    missing. token: by default the one of `hf auth login` or of HF_TOKEN. code: False uploads no code, and loading then
+    needs noria. create_pr: propose the commit; the proposal's address is returned.
+
+    Raises ValueError for a folder without a noria model, for a malformed name, without a token, and where `private`
+    is asked for a repository that exists and is public; OSError for what the Hub refuses.
+    """
+    folder = Path(folder)
+    architecture = find_architecture(read_config(folder).get("model_type"))
+    weight_files(folder)
+    validate_repo_id(repo)
+    token = token or get_token()
+    if not token:
+        raise ValueError("no token for the Hub: run `hf auth login`, set HF_TOKEN, or give `token`.")
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory(prefix="noria-push-") as scratch:
+        staged = stage(folder, Path(scratch) / "model")
+        if code:
+            add_code(staged, architecture)
+        repo = open_repo(api, repo, private, revision)
+        if not (staged / README).exists() and not api.file_exists(repo, README, revision=revision):
+            write_text(staged / README, card(staged, name=repo))
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=staged,
+            revision=revision,
+            commit_message=commit_message or f"Upload {architecture.name} with noria",
+            create_pr=create_pr,
+        )
+    return commit.pr_url or commit.commit_url
+
+
+def open_repo(api: HfApi, repo: str, private: bool | None, revision: str | None) -> str:
+    """Make the repository and the branch where they are missing; returns the repository's full name."""
+    repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+    # An existing repository keeps its visibility without a word, and a private model would become public.
+    if private and not api.repo_info(repo).private:
+        raise ValueError(f"{repo} exists and is public: make it private in its settings first. Nothing was uploaded.")
+    if revision is not None and not revision.startswith("refs/pr/"):
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    return repo
+
+
+def add_code(folder: Path, architecture: Architecture) -> list[Path]:
+    """The code of `architecture` and its `auto_map`, added to a folder with a config.json."""
+    config = read_config(folder)
+    names = auto_map(architecture)
+    origin = f"Part of noria {sys.modules[__package__].__version__}, under the Apache License 2.0."
+    texts = flatten(*{x.__module__ for x in classes(architecture).values()})
+    for name, text in texts.items():
+        write_text(folder / name, f"# {origin}\n{text}")
+    config["auto_map"] = {**(config.get("auto_map") or {}), **names}
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    return [folder / name for name in texts]
+
+
+def classes(architecture: Architecture) -> dict[str, type]:
+    """The configuration and every head of an architecture, by the name of their Auto class."""
+    heads = {AUTO_CLASSES[head].__name__: model for head, model in architecture.models.items()}
+    return {"AutoConfig": architecture.config_class, **heads}
+
+
+def auto_map(architecture: Architecture) -> dict[str, str]:
+    """What config.json says to transformers: the flat file and the class for each Auto class."""
+    return {auto: f"{flat_name(x.__module__)}.{x.__name__}" for auto, x in classes(architecture).items()}
+
+
+def stage(folder: Path, staged: Path) -> Path:
+    """A copy of `folder` whose files are links where the system has them; hidden files and checkpoints stay behind."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "checkpoint-*")
+    return Path(shutil.copytree(folder.resolve(), staged, ignore=ignored, copy_function=link_or_copy))
+
+
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.symlink(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file or none; a link is replaced, and what it points to is left alone."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
