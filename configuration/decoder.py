@@ -79,6 +79,7 @@ class DecoderConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs) -> None:
+        self.validate_sizes()
         self.derive_sizes()
         for name in FAMILIAR_FIELDS:
             if name in kwargs and not hasattr(type(self), name) and name not in self.attribute_map:
@@ -102,3 +103,29 @@ class DecoderConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least {least}, not {getattr(self, name)}.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < max(self.vocab_size, 1):
             raise ValueError(f"`pad_token_id` ({self.pad_token_id}) must lie in 0..{self.vocab_size - 1}, or be None.")
+
+
+@strict
+class HeadsConfig(DecoderConfig):
+    r"""
+    num_attention_heads (`int`): by default heads about 64 wide.
+    head_dim (`int`): width of each head; by default `hidden_size / num_attention_heads`, made even.
+    intermediate_size (`int`): width of the feed-forward layer; by default four times `hidden_size`.
+    """
+
+    num_attention_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+
+    def derive_sizes(self) -> None:
+        if self.num_attention_heads is None:
+            self.num_attention_heads = derive_heads(self.hidden_size)
+        if self.head_dim is None:
+            require_multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+            self.head_dim = next_even(self.hidden_size // self.num_attention_heads)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+
+    def require_even_heads(self, reason: str) -> None:
+        if self.head_dim % 2:
+            raise ValueError(f"`head_dim` ({self.head_dim}) must be even: {reason}.")

@@ -37,13 +37,15 @@ class NoriaRetNetConfig(DecoderConfig):
     residual_scale: float | int = 1.0
 
     def derive_sizes(self) -> None:
-        given = self.num_attention_heads
-        heads = self.num_attention_heads = given or derive_heads(self.hidden_size)
+        if self.num_attention_heads is None:
+            self.num_attention_heads = derive_heads(self.hidden_size)
+        heads = self.num_attention_heads
         if self.key_size is None:
             require_multiple("hidden_size", self.hidden_size, "num_attention_heads", heads)
             self.key_size = heads * next_even(self.hidden_size // heads)
         if self.value_size is None:
-            self.value_size = 2 * heads * (self.hidden_size // heads)
+            require_multiple("hidden_size", self.hidden_size, "num_attention_heads", heads)
+            self.value_size = 2 * self.hidden_size
         if self.intermediate_size is None:
             self.intermediate_size = 2 * self.hidden_size
 

@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.decoder import RECURRENT_LAYER_TYPE, DecoderConfig
 from .block import MixerBlock
-from .cache import NoriaCache, adopt
+from .cache import NoriaCache, adopt, held_rows
 from .cells import cells
 from .layout import Layout, find_layout
 from .state import Context
@@ -116,10 +116,22 @@ class Backbone(NoriaPreTrainedModel):
         if not self.causal:
             raise ValueError("a bidirectional model cannot continue a cache: every token sees all others.")
         cache = adopt(cache, self.config)
-        rows = max((layer.batch_size if hasattr(layer, "batch_size") else -1 for layer in cache.layers), default=-1)
-        if rows not in (-1, x.shape[0]):
+        rows = held_rows(cache)
+        if rows is not None and rows != x.shape[0]:
             raise ValueError(f"the cache holds {rows} rows, but the input has {x.shape[0]}.")
+        if self.gradient_checkpointing and self.training:
+            self.check_checkpointing()
         return cache
+
+    def check_checkpointing(self) -> None:
+        """A checkpointed block runs twice, and the reentrant kind follows gradients through x alone."""
+        if self.grows:
+            raise ValueError(
+                "gradient checkpointing would write keys twice into a cache: leave out `past_key_values`."
+            )
+        options = getattr(self.layers[0]._gradient_checkpointing_func, "keywords", {}) if len(self.layers) else {}
+        if options.get("use_reentrant"):
+            raise ValueError("a carried state keeps its gradient only with `use_reentrant=False` in checkpointing.")
 
     def find_layout(
         self,

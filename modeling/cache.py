@@ -158,6 +158,11 @@ def layer_tensors(layer) -> list[Tensor]:
     return [part for part in parts if part is not None]
 
 
+def held_rows(cache: Cache) -> int | None:
+    """The batch size of what the cache holds, or None while it is empty."""
+    return next((parts[0].shape[0] for parts in map(layer_tensors, cache.layers) if parts), None)
+
+
 def fork_layer(layer):
     if hasattr(layer, "fork"):
         return layer.fork()
