@@ -215,8 +215,19 @@ def test_comments_say_why_and_nothing_else(path):
     assert not re.search(r"^# (Copyright|Licensed under|SPDX)", text, re.MULTILINE), "the licence is in LICENSE"
 
 
+def test_the_table_of_the_laws_covers_every_architecture():
+    table = ast.parse((ROOT / "tests" / "architectures.py").read_text(encoding="utf-8"))
+    spelled = {node.id.removeprefix("Noria").lower() for node in ast.walk(table) if isinstance(node, ast.Name)}
+    assert {name.replace("_", "") + "config" for name in ARCHITECTURES} <= spelled
+
+
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_architecture_has_its_files_and_its_row(name):
     assert (ROOT / "modeling" / f"{name}.py").is_file()
     assert (ROOT / "model_cards" / f"{name}.md").is_file()
-    assert f"(modeling/{name}.py)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    row = re.search(
+        rf"^\|.*\(modeling/{name}\.py\).*\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert row, f"the README's table has no row with a link to modeling/{name}.py"
+    assert f"noria_{name}" in row[0]
+    assert "arxiv.org" in row[0]
