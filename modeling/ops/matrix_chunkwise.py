@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dispatch import is_tracing_graph
 from .matrix_plain import decay_floor, wide_dtype
 
 CHUNK = 64
@@ -36,7 +37,7 @@ def chunkwise(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tens
         q, k = q * prefix.exp(), k * suffix.exp()
         states = _carry(torch.cat([state[:, :, None], k.transpose(-1, -2) @ v], dim=2), prefix[:, :, :, -1])
     y = inside + q @ states[:, :, :-1]
-    return y.flatten(2, 3)[:, :, :length], states[:, :, -1]
+    return _join(y, length), states[:, :, -1]
 
 
 def _per_token(decay: Tensor, length: int) -> Tensor:
@@ -47,10 +48,24 @@ def _per_token(decay: Tensor, length: int) -> Tensor:
 
 
 def _split(x: Tensor) -> Tensor:
-    """Cut (b h t d) into (b h chunks CHUNK d), filled up with zeros, which neither decay nor add."""
+    """Cut (b h t d) into (b h chunks CHUNK d), filled up with zeros, which neither decay nor add.
+
+    Into a graph with a symbolic length goes a spare chunk, so that no size in it can turn out to be 0 or 1, and positions
+    instead of a padding: all that would lay conditions upon the length.
+    """
     length = x.shape[2]
-    chunks = (length + CHUNK - 1) // CHUNK
-    return F.pad(x, (0, 0, 0, chunks * CHUNK - length)).reshape(*x.shape[:2], chunks, CHUNK, x.shape[3])
+    if not is_tracing_graph():
+        return F.pad(x, (0, 0, 0, -length % CHUNK)).unflatten(2, (-1, CHUNK))
+    chunks = (length + 2 * CHUNK - 1) // CHUNK
+    positions = torch.arange(chunks * CHUNK, device=x.device)
+    inside = (positions < length)[:, None]
+    return (x.index_select(2, positions.clamp(max=length - 1)) * inside).unflatten(2, (chunks, CHUNK))
+
+
+def _join(x: Tensor, length: int) -> Tensor:
+    """Return (b h t d) for what ``_split`` has cut."""
+    x = x.flatten(2, 3)
+    return x.index_select(2, torch.arange(length, device=x.device)) if is_tracing_graph() else x[:, :, :length]
 
 
 def _decayed_scores(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:

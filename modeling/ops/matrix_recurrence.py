@@ -4,7 +4,6 @@ S_t = exp(decay_t) * S_(t-1) + k_t^T v_t        y_t = q_t S_t
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import check_form, choose_form
@@ -44,6 +43,9 @@ def matrix_recurrence(
         ValueError: a shape that does not fit the others, or an unknown form.
     """
     _check_shapes(q, k, v, decay, state, segments)
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return matrix_recurrence(q, k, v, decay, state=state, segments=segments, form=form)
     form = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
     wide = torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
     state = None if state is None else state.to(wide)
@@ -58,7 +60,8 @@ def matrix_recurrence(
 
 def _with_resets(decay: Tensor | None, segments: Tensor, q: Tensor, wide: torch.dtype) -> Tensor:
     """Return the decay with the state cleared before each token that begins a segment: (b h t) or (b h t dk)."""
-    previous = F.pad(segments[:, :-1], (1, 0))
+    positions = torch.arange(segments.shape[1], device=segments.device)
+    previous = segments.index_select(1, (positions - 1).clamp(min=0)) * (positions > 0)
     begins = (segments != previous)[:, None]
     if decay is None:
         decay = torch.zeros(1, 1, 1, dtype=wide, device=q.device)
