@@ -37,6 +37,11 @@ class NoriaLinearTransformerConfig(HeadsConfig):
     bidirectional: bool = False
     final_norm: bool = True
 
+    def derive_sizes(self) -> None:
+        super().derive_sizes()
+        if self.value_head_dim is None:
+            self.value_head_dim = self.head_dim
+
     def validate_rotary(self) -> None:
         if self.rotary != "none":
             self.require_even_heads("rotary positions turn pairs of channels")

@@ -15,6 +15,9 @@ class NoriaRetNetConfig(DecoderConfig):
     hidden_act (`str`): activation of the feed-forward layer's gate.
     gate_act (`str`): activation of retention's gate.
     rotary_base (`float`): base of the rotation of queries and keys.
+    rotary_frequencies (`list[float]`): the angle per token of each pair of a head's channels, where it does not follow
+        from `rotary_base`: a checkpoint that was trained in half precision rounded them.
+    log_decay (`list[float]`): log gamma of each head, likewise.
     scale_embedding (`bool`): multiply embeddings by sqrt(hidden_size).
     embedding_norm (`bool`): a norm on the embeddings.
     post_norm (`bool`): norms after each residual sum instead of before each branch, and none after the last block.
@@ -31,6 +34,8 @@ class NoriaRetNetConfig(DecoderConfig):
     hidden_act: str = "silu"
     gate_act: str = "silu"
     rotary_base: float | int = 10000.0
+    rotary_frequencies: list[float] | None = None
+    log_decay: list[float] | None = None
     scale_embedding: bool = False
     embedding_norm: bool = False
     post_norm: bool = False
@@ -52,6 +57,13 @@ class NoriaRetNetConfig(DecoderConfig):
     def validate_heads(self) -> None:
         require_multiple("key_size", self.key_size, "2 * num_attention_heads", 2 * self.num_attention_heads)
         require_multiple("value_size", self.value_size, "num_attention_heads", self.num_attention_heads)
+
+    def validate_tables(self) -> None:
+        pairs = self.key_size // self.num_attention_heads // 2
+        for name, length in (("rotary_frequencies", pairs), ("log_decay", self.num_attention_heads)):
+            table = getattr(self, name)
+            if table is not None and len(table) != length:
+                raise ValueError(f"`{name}` has {len(table)} numbers, but the other sizes ask for {length}.")
 
 
 __all__ = ["NoriaRetNetConfig"]

@@ -53,15 +53,20 @@ class Entry:
         return self.name
 
 
-GROWS = {"constant state": "softmax attention keeps every key and value: the cache grows with the text"}
+GROWS = {
+    "constant state": "Softmax attention keeps every key and value: its cache grows with the text",
+    "packs in a cache": "Keys of packed sequences could not be told apart in a cache: asked for, it raises",
+    "reentrant carry": "Keys cannot be carried through gradient checkpointing: asked for, it raises",
+}
+NO_ENCODER = {"encoders": "Causal only, as published: what is tested is pooling for classification"}
 
 ENTRIES = [
     Entry("linear_transformer", NoriaLinearTransformerConfig),
     Entry("linear_transformer-rotary", NoriaLinearTransformerConfig, {"feature_map": "elu", "rotary": "numerator"}),
     Entry("linear_transformer-cosine", NoriaLinearTransformerConfig, {"feature_map": "cosine", "rotary": "both"}),
     Entry("linear_transformer-efficient", NoriaLinearTransformerConfig, {"feature_map": "softmax"}),
-    Entry("retnet", NoriaRetNetConfig, {"num_attention_heads": 2}),
-    Entry("roformer", NoriaRoFormerConfig, {"num_attention_heads": 2, "norm_eps": 1e-6}, GROWS),
+    Entry("retnet", NoriaRetNetConfig, {"num_attention_heads": 2}, NO_ENCODER),
+    Entry("roformer", NoriaRoFormerConfig, {"num_attention_heads": 2, "norm_eps": 1e-6}, GROWS | NO_ENCODER),
 ]
 
 CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]

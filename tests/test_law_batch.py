@@ -107,7 +107,7 @@ def test_packed_rows_may_be_padded(entry, tokens):
     same(logits[1, : len(other)], model(other[None]).logits[0])
 
 
-@over(CAUSAL, "constant state")
+@over(CAUSAL, "packs in a cache")
 @pytest.mark.parametrize("cut", [1, 5, 9, 10, 13])
 def test_packed_and_cut_is_separate(entry, cut, tokens):
     """The state of a cut pack goes on with the sequence that was cut, and is empty where another begins."""

@@ -40,7 +40,7 @@ def test_carried_state_gives_the_gradient_of_the_whole(entry, checkpointing, tok
     whole = gradients(model, chunked_loss(model, ids, [24]))
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if "constant state" in entry.limits:
+        if "reentrant carry" in entry.limits:
             with pytest.raises(ValueError, match="gradient checkpointing"):
                 chunked_loss(model, ids, [12, 12])
             return
@@ -48,7 +48,7 @@ def test_carried_state_gives_the_gradient_of_the_whole(entry, checkpointing, tok
         same_gradients(gradients(model, chunked_loss(model, ids, cuts(24, seed))), whole, 1e-9)
 
 
-@over(CAUSAL, "constant state")
+@over(CAUSAL, "reentrant carry")
 def test_reentrant_checkpointing_refuses_to_lose_the_gradient_of_the_state(entry, tokens):
     model, ids = entry.model().train(), tokens(2, 8)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

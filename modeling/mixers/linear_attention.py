@@ -35,7 +35,7 @@ class LinearMixer(nn.Module):
     def __init__(self, config) -> None:
         super().__init__()
         width, self.heads, self.head_dim = config.hidden_size, config.num_attention_heads, config.head_dim
-        self.value_dim = getattr(config, "value_head_dim", None) or self.head_dim
+        self.value_dim = config.value_head_dim
         keys, values = self.heads * self.head_dim, self.heads * self.value_dim
         self.q_proj, self.k_proj = (nn.Linear(width, keys, bias=self.bias) for _ in range(2))
         self.v_proj = nn.Linear(width, values, bias=self.bias)
