@@ -65,5 +65,5 @@ def key_value(text: str) -> tuple[str, Any]:
 
 
 def complain(command: str, error: Exception) -> int:
-    print(f"noria {command}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"noria {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2

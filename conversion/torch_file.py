@@ -33,7 +33,7 @@ def read_torch(path: Path) -> TorchFile:
             if stream.read(4) == b"PK\x03\x04":
                 raise ValueError("the zip archive is truncated")
             return read_legacy(stream, path.stat().st_size)
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable torch file: {error}") from error
 
 

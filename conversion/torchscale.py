@@ -108,8 +108,7 @@ def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[s
     config = retnet_config(settings, tensors)
     model_class = head_class(settings, tensors, config)
     settings.finish()
-    noria = NoriaRetNetConfig(**{**config, **fields}, architectures=[model_class.__name__])
-    check_positions(tensors, noria)
+    noria = NoriaRetNetConfig(**{**config, **stored_tables(tensors), **fields}, architectures=[model_class.__name__])
     return Plan(noria, model_class, prefix, settings.record)
 
 
@@ -193,18 +192,24 @@ def head_class(settings: Settings, tensors: Mapping[str, Tensor], config: dict[s
     return NoriaRetNetModel
 
 
-def check_positions(tensors: Mapping[str, Tensor], config: NoriaRetNetConfig) -> None:
-    """ValueError where the stored tables are not those that the model recomputes."""
-    heads, size = config.num_attention_heads, config.key_size // config.num_attention_heads
-    decay = torch.log(1 - 2.0 ** (-5 - torch.arange(heads, dtype=torch.float64)))
-    angle = config.rotary_base ** -torch.linspace(0, 1, size // 2, dtype=torch.float64).repeat_interleave(2)
-    for name, expected in (("retnet_rel_pos.decay", decay), ("retnet_rel_pos.angle", angle)):
-        table = tensors.get(name)
-        tolerance = 1e-4 if table is None or table.dtype == torch.float32 else 1e-2
-        if table is not None and (
-            table.shape != expected.shape or not torch.allclose(table.double(), expected, tolerance, tolerance / 100)
-        ):
-            raise ValueError(f"{name} is not the table of {heads} heads and base {config.rotary_base:g}")
+def stored_tables(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields for the stored tables of positions and decays, where they are not the usual ones.
+
+    The upstream computes with these tables, and a file in half precision holds them rounded.
+    """
+    angle, decay = tensors.get("retnet_rel_pos.angle"), tensors.get("retnet_rel_pos.decay")
+    fields: dict[str, Any] = {}
+    if angle is not None:
+        angle = angle.double()[::2]
+        usual = 10000.0 ** -torch.linspace(0, 1, len(angle), dtype=torch.float64)
+        if not torch.allclose(angle, usual, rtol=1e-6, atol=0):
+            fields["rotary_frequencies"] = angle.tolist()
+    if decay is not None:
+        usual = torch.log1p(-(2.0 ** (-5 - torch.arange(len(decay), dtype=torch.float64))))
+        # torchscale takes the logarithm in float32, where 1 - 2^-25 is 1.
+        if not torch.allclose(decay.double(), usual, rtol=1e-5, atol=1e-7):
+            fields["log_decay"] = decay.double().tolist()
+    return fields
 
 
 TORCHSCALE = Format(

@@ -11,6 +11,7 @@ its scores is undone by the norm, but for its epsilon, and cannot be had from a 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,18 @@ from ..ops.matrix_recurrence import matrix_recurrence
 from ..position.rotary import Rotary
 from ..state import Context, State, count_tokens
 from .heads import merge_heads, split_heads
+
+
+class RetentionRotary(Rotary):
+    """theta_i = base^(-i/(d/2-1)), or the given frequencies (d/2)."""
+
+    def __init__(self, dim: int, base: float, given: Sequence[float] | None) -> None:
+        super().__init__(dim, base, endpoint=True)
+        self.given = given
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        usual = super().frequencies(device)
+        return usual if self.given is None else torch.tensor(self.given, device=device, dtype=usual.dtype)
 
 
 class Retention(nn.Module):
@@ -36,7 +49,8 @@ class Retention(nn.Module):
         self.g_proj = nn.Linear(width, config.value_size, bias=False)
         self.o_proj = nn.Linear(config.value_size, width, bias=False)
         self.act = activation(config.gate_act)
-        self.position = Rotary(self.key_dim, config.rotary_base, endpoint=True)
+        self.position = RetentionRotary(self.key_dim, config.rotary_base, config.rotary_frequencies)
+        self.stored_decay = config.log_decay
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
         wide = torch.promote_types(dtype, torch.float32)
@@ -55,7 +69,8 @@ class Retention(nn.Module):
 
     def log_decay(self, device: torch.device) -> Tensor:
         """log gamma_h (h), float32."""
-        return torch.tensor([math.log1p(-(2.0 ** (-5 - head))) for head in range(self.heads)], device=device)
+        decay = self.stored_decay or [math.log1p(-(2.0 ** (-5 - head))) for head in range(self.heads)]
+        return torch.tensor(decay, device=device, dtype=torch.float32)
 
     def hide_padding(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """At padding nothing is stored and nothing forgotten; without padding the decay is one number per head."""
@@ -69,4 +84,5 @@ class Retention(nn.Module):
         """(1 + gamma + ... + gamma^(n-1))^(-1/2) for n (b t) tokens seen: (b h t 1)."""
         decay = self.log_decay(seen.device)[:, None]
         count = seen.clamp(min=1)[:, None].to(decay.dtype)  # (b 1 t)
-        return torch.rsqrt(torch.expm1(count * decay) / torch.expm1(decay))[..., None].to(dtype)
+        total = torch.where(decay == 0, count, torch.expm1(count * decay) / torch.expm1(decay))
+        return torch.rsqrt(total)[..., None].to(dtype)
