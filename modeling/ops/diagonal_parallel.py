@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Four levels reach 64 * 128**3 = 134 million tokens. Their number is fixed, so that a graph serves every length.
-CHUNKS = (64, 128, 128, 128)
+CHUNK = 64
+# A traced graph makes as many passes over the chunks as the longest sequence needs: 2**18 chunks, 16.7 million tokens.
+PASSES = 18
 
 
 def associative(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
@@ -47,36 +48,48 @@ def _every_other(a: Tensor, pairs: int, rest: int) -> tuple[Tensor, Tensor, Tens
 
 
 def chunkwise(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
-    """All states by a fixed number of levels of chunks, so that ``torch.export`` may leave ``t`` open.
+    """All states by passes over chunks; in a traced graph their number is fixed, so that ``t`` may stay open.
 
-    Inside a chunk a doubling prefix runs on all chunks at once; the chunks' totals are the tokens of the next level.
-    Arguments and result as in :func:`associative`; ``t`` may not exceed the product of ``CHUNKS``.
+    A doubling prefix runs inside all chunks at once, a second one over the chunks' totals. Arguments and result as in
+    :func:`associative`.
     """
-    a = a.expand(a.shape[0], b.shape[1], *a.shape[2:])
-    first = b[:, :1] + a[:, :1] * state[:, None]
-    return _levels(a, torch.cat([first, b[:, 1:]], 1), CHUNKS)
-
-
-def _levels(a: Tensor, b: Tensor, chunks: tuple[int, ...]) -> Tensor:
-    length, chunk = b.shape[1], chunks[0]
-    count = (length + chunk - 1) // chunk
-    products, inside = _split(a, length, count, chunk), _split(b, length, count, chunk)
+    length = b.shape[1]
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    # Two chunks at least in a traced graph: a size that may be 1 makes torch.export bind the length to its example.
+    count = length // CHUNK + 2 if traced else (length + CHUNK - 1) // CHUNK
+    products, inside = _split(a.expand(a.shape[0], length, *a.shape[2:]), count), _split(b, count)
     shift = 1
-    while shift < chunk:
-        inside = torch.cat(
-            [inside[:, :, :shift], torch.addcmul(inside[:, :, shift:], products[:, :, shift:], inside[:, :, :-shift])],
-            2,
-        )
+    while shift < CHUNK:
+        shifted = torch.addcmul(inside[:, :, shift:], products[:, :, shift:], inside[:, :, :-shift])
+        inside = torch.cat([inside[:, :, :shift], shifted], 2)
         products = torch.cat([products[:, :, :shift], products[:, :, shift:] * products[:, :, :-shift]], 2)
         shift *= 2
-    if len(chunks) > 1:
-        ends = _levels(products[:, :, -1], inside[:, :, -1], chunks[1:])
-        before = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], 1)
-        inside = torch.addcmul(inside, products, before[:, :, None])
-    return inside.flatten(1, 2)[:, :length]
+    passes = PASSES if traced else (count - 1).bit_length()
+    ends = _ends(products[:, :, -1], inside[:, :, -1], state, passes)
+    before = torch.cat([state[:, None], ends], 1)[:, :count]
+    h = torch.addcmul(inside, products, before[:, :, None]).flatten(1, 2)
+    return h.index_select(1, torch.arange(length, device=h.device)) if traced else h[:, :length]
 
 
-def _split(x: Tensor, length: int, count: int, chunk: int) -> Tensor:
-    """``(batch, t, ...)`` padded with zeros at the end and cut into ``(batch, count, chunk, ...)``."""
-    padding = [0, 0] * (x.dim() - 2) + [0, count * chunk - length]
-    return F.pad(x, padding).unflatten(1, (count, chunk))
+def _ends(total: Tensor, end: Tensor, state: Tensor, passes: int) -> Tensor:
+    """The states after each chunk, from the chunks' products of decays and what they end with if they start from zero.
+
+    Earlier chunks are fetched by index, where a slice would bring new sizes, and long traces, into an exported graph.
+    """
+    place = torch.arange(end.shape[1], device=end.device)
+    steps = 2 ** torch.arange(passes, device=end.device)
+    sources = place - steps[:, None]
+    exists = (sources >= 0).to(end.dtype).reshape(*sources.shape, *[1] * (end.dim() - 2))
+    first = (place == 0).to(end.dtype).reshape(-1, *[1] * (end.dim() - 2))
+    end = torch.addcmul(end, total * first, state[:, None])
+    for source, some in zip(sources.clamp(min=0).unbind(0), exists.unbind(0), strict=True):
+        total = total * some
+        end = torch.addcmul(end, total, end.index_select(1, source))
+        total = total * total.index_select(1, source)
+    return end
+
+
+def _split(x: Tensor, count: int) -> Tensor:
+    """``(batch, t, ...)`` padded with zeros at the end and cut into ``(batch, count, CHUNK, ...)``."""
+    padding = [0, 0] * (x.dim() - 2) + [0, count * CHUNK - x.shape[1]]
+    return F.pad(x, padding).unfold(1, CHUNK, CHUNK).movedim(-1, 2)

@@ -6,6 +6,7 @@ The forms are mathematically one; they differ in speed, memory and in what can t
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .diagonal_parallel import associative, chunkwise
@@ -60,8 +61,7 @@ def diagonal_recurrence(
 
 def continues(segments: Tensor) -> Tensor:
     """Return (batch t) booleans: whether the state before a token reaches it, i.e. whether no segment starts there."""
-    before = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, :-1]], 1)
-    return segments == before
+    return segments == F.pad(segments, (1, 0))[:, :-1]
 
 
 def _form(form: str | None, b: Tensor) -> str:
