@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -49,8 +50,8 @@ def convert(
         rules = family.rules(plan.config)
         applied = apply(rules, without_prefix(checkpoint.state, plan.prefix))
         check(rules, applied, expected_shapes(plan))
-    except ValueError as error:
-        raise ValueError(f"{files[0]}: {error}") from error
+    except (ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{files[0]}: {' '.join(str(error).split())}") from error
     plan.config.architectures = [plan.model_class.__name__]
     plan.config.dtype = main_dtype(applied.tensors)
     with atomic_folder(folder) as part:

@@ -54,12 +54,12 @@ def read_record(model: Path, format: str) -> dict[str, Any]:
     try:
         record = json.loads((model / RECORD).read_text("utf-8"))
         names = [file["name"] for file in record["files"]]
-        made_from = record["format"]
+        made_from, _, _, _ = (record[key] for key in ("format", "prefix", "rules", "extras"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{model / RECORD} is damaged: {type(error).__name__}: {error}") from error
     if made_from != format:
         raise ValueError(f"{model} was converted from {made_from!r} and cannot be exported as {format!r}")
-    if any(Path(name).name != name for name in names):
+    if any(Path(name).name != name or name == ".." for name in names):
         raise ValueError(f"{model / RECORD} names a file outside the target")
     return record
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pickle_calls import NumpyArray
+from .pickle_calls import DTYPES, NumpyArray
 from .symbols import Namespace, Opaque, OrderedMapping, Symbol, plain
 
 OPTIMIZER_KEYS = frozenset({"last_optimizer_state", "optimizer_states", "optimizer", "optimizer_state_dict"})
@@ -159,7 +159,7 @@ def decode_leaf(kind: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "complex":
         return complex(float(value[0]), float(value[1]))
     if kind == "dtype":
-        return getattr(torch, value)
+        return DTYPES[value]
     if kind == "device":
         return torch.device(value)
     items = decode(value, tensors)

@@ -27,7 +27,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     OSError where the target cannot be written.
     """
     check_target(target)
-    part = target.absolute().parent / f".{target.absolute().name}.{secrets.token_hex(4)}.part"
+    target = Path(os.path.realpath(target))
+    part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()
