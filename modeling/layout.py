@@ -31,18 +31,20 @@ def find_layout(
     next_positions: Tensor | None = None,
     cu_seq_lens: Tensor | None = None,
     seq_idx: Tensor | None = None,
+    packs: bool = True,
 ) -> Layout:
     """The layout of `length` new tokens in each of `batch` rows, after `past` tokens.
 
     attention_mask (b past+t), 1 at real tokens; position_ids (b t) or (1 t); next_positions (b): the first position
-    where nothing else tells; cu_seq_lens (n+1) for one row; seq_idx (b t). Raises ValueError for shapes that do not fit
-    and for positions that run backwards without restarting at 0.
+    where nothing else tells; cu_seq_lens (n+1) for one row; seq_idx (b t); packs: whether positions that restart begin
+    another sequence. Raises ValueError for shapes that do not fit and, where positions tell the packing, for positions
+    that run backwards without restarting at 0.
     """
     mask = None if attention_mask is None else trailing_mask(attention_mask, batch, length, past)
     segments = given_segments(batch, length, device, cu_seq_lens, seq_idx)
     if position_ids is not None:
         positions = check_positions(position_ids, batch, length)
-        if segments is None:
+        if segments is None and packs:
             segments = restarts(positions, mask, attention_mask, past)
     elif segments is not None:
         positions = torch.arange(length, device=device) - torch.searchsorted(segments, segments)
@@ -113,7 +115,7 @@ def restarts(
     seen = past_real(attention_mask, positions, past)
     begins = real & (positions == 0) & ((before >= 0) | seen)
     if not compiling:
-        reject_backward(positions, real, before)
+        reject_backward(positions, real)
         if not bool(begins.any()):
             return None
     return begins.long().cumsum(1)
@@ -126,14 +128,15 @@ def past_real(attention_mask: Tensor | None, positions: Tensor, past: int | Tens
     return attention_mask[:, : attention_mask.shape[1] - positions.shape[1]].bool().any(dim=1, keepdim=True)
 
 
-def reject_backward(positions: Tensor, real: Tensor, before: Tensor) -> None:
-    earlier = positions.gather(1, before.clamp(min=0))
-    wrong = real & (before >= 0) & (positions != 0) & (positions <= earlier)
+def reject_backward(positions: Tensor, real: Tensor) -> None:
+    # Across padding anything goes: generate() counts on from the position that it gave to the last pad.
+    wrong = (positions[:, 1:] != 0) & (positions[:, 1:] <= positions[:, :-1]) & real[:, 1:] & real[:, :-1]
     if bool(wrong.any()):
         row, place = (int(index) for index in wrong.nonzero()[0])
+        earlier, later = positions[row, place : place + 2].tolist()
         raise ValueError(
-            f"`position_ids` go from {int(earlier[row, place])} to {int(positions[row, place])} at token {place} of row "
-            f"{row}: they must increase, or restart at 0 where another packed sequence begins."
+            f"`position_ids` go from {earlier} to {later} at token {place + 1} of row {row}: they must increase, or "
+            "restart at 0 where another packed sequence begins."
         )
 
 

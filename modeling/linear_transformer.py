@@ -1,6 +1,7 @@
 """Linear transformer: Katharopoulos et al. 2020, Transformers are RNNs (arXiv:2006.16236)."""
 
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from ..configuration.linear_transformer import NoriaLinearTransformerConfig
 from .backbone import Backbone
@@ -36,7 +37,7 @@ class NoriaLinearTransformerModel(Backbone):
         return self.position.add(x, context)
 
 
-class NoriaLinearTransformerForCausalLM(DecoderForCausalLM):
+class NoriaLinearTransformerForCausalLM(DecoderForCausalLM, GenerationMixin):
     config: NoriaLinearTransformerConfig
     model_class = NoriaLinearTransformerModel
 

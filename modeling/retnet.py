@@ -1,6 +1,7 @@
 """RetNet: Sun et al. 2023, Retentive Network (arXiv:2307.08621)."""
 
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from ..configuration.retnet import NoriaRetNetConfig
 from .backbone import Backbone
@@ -51,7 +52,7 @@ class NoriaRetNetModel(Backbone):
         return self.embedding_norm(x) if self.config.embedding_norm else x
 
 
-class NoriaRetNetForCausalLM(DecoderForCausalLM):
+class NoriaRetNetForCausalLM(DecoderForCausalLM, GenerationMixin):
     config: NoriaRetNetConfig
     model_class = NoriaRetNetModel
 
