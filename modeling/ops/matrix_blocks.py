@@ -61,6 +61,18 @@ def empty_like_mixers(x: Tensor) -> Tensor:
     return x.new_empty(b, t, h, d).transpose(1, 2)
 
 
+def decay_gradient(shares: Tensor, start: Tensor) -> Tensor:
+    """Return dL/dg_t = start - sum_(i<t) shares_i for shares (n m ..) and what the state at the start adds (n ..).
+
+    ``shares`` is dL/dc for the sums c of the decays g. Summing from the end would be the same but for rounding: what
+    the last token adds to the state is not decayed by the block, and would drown the gradient of a strong decay.
+    """
+    gradient = torch.empty_like(shares)
+    gradient[:, 0].copy_(start)
+    torch.sub(start[:, None], shares[:, :-1].cumsum(1), out=gradient[:, 1:])
+    return gradient
+
+
 class Scratch:
     """Named contiguous buffers, allocated once per shape and used again for every block."""
 

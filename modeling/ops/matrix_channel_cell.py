@@ -6,7 +6,7 @@ The decay stands inside the product, so A is put together by halving the block (
 that a middle cuts off is (Q exp(middle to i)) (K exp(j to middle))^T, both exponentials at most 1. Backwards, each corner
 hands its gradient to Q and K through the same factors, and
 
-    dL/dc_i = q_i dq_i - k_i dk_i (without the diagonal of A)      dL/dg_t = sum_(i>=t) dL/dc_i + (dL/dS' o S') 1
+    dL/dc_i = q_i dq_i - k_i dk_i (without the diagonal of A)      dL/dg_t = (dL/dS o S) 1 - sum_(i<t) dL/dc_i
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .matrix_blocks import Reader, Scratch
+from .matrix_blocks import Reader, Scratch, decay_gradient
 
 LOG2E = math.log2(math.e)
 
@@ -68,9 +68,9 @@ class ChannelCell:
         torch.mul(state, self._total(), out=out).baddbmm_(key, self.v)
 
     def gradients(
-        self, start: Tensor, end: Tensor | None, ahead: Tensor, dy: Tensor
+        self, state: Tensor, ahead: Tensor, dy: Tensor, with_decay: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return dq, dk, dv and, where the state at the block's end is given, d decay (n m dk).
+        """Return dq, dk, dv and, if asked for, d decay (n m dk); ``state`` is the one at the block's start.
 
         ``ahead`` is the gradient of the state at the end, and becomes that of the state at the start.
         """
@@ -84,19 +84,16 @@ class ChannelCell:
         dv = torch.bmm(scores[:, :m, :m].transpose(1, 2), dy, out=self.scratch("dv", *self.v.shape))
         dv.baddbmm_(self._scaled(self.k, self.suffix, "to_end"), ahead)
         dq, dk = dq[:, :m], dk[:, :m]
-        dq.addcmul_(torch.bmm(dy, start.transpose(1, 2)), self.prefix[:, :m])
+        dq.addcmul_(torch.bmm(dy, state.transpose(1, 2)), self.prefix[:, :m])
         dk.addcmul_(torch.bmm(self.v, ahead.transpose(1, 2)), self.suffix[:, :m])
-        ddecay = None if end is None else self._decay_gradient(dq, dk, end, ahead)
+        shares = (self.q[:, :m] * dq).addcmul_(self.k[:, :m], dk, value=-1) if with_decay else None
         diagonal = links.diagonal(dim1=1, dim2=2)[:, :m, None]
         dq.addcmul_(self.k[:, :m], diagonal)
         dk.addcmul_(self.q[:, :m], diagonal)
         ahead.mul_(self._total()).baddbmm_(self._scaled(self.q, self.prefix, "from_past").transpose(1, 2), dy)
-        return dq, dk, dv, ddecay
-
-    def _decay_gradient(self, dq: Tensor, dk: Tensor, end: Tensor, ahead: Tensor) -> Tensor:
-        rows = (self.q[:, : self.m] * dq).addcmul_(self.k[:, : self.m], dk, value=-1)
-        later = torch.mul(end, ahead, out=self.scratch("later", *end.shape)).sum(-1)
-        return rows.flip(1).cumsum(1).flip(1).add_(later[:, None])
+        if shares is None:
+            return dq, dk, dv, None
+        return dq, dk, dv, decay_gradient(shares, torch.mul(state, ahead).sum(-1))
 
     def _halves(self) -> list[int]:
         return [1 << level for level in range((self.width - 1).bit_length())]

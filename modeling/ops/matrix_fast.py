@@ -117,18 +117,18 @@ def _backward(
         cell, read_dy = _cell(q, k, v, decay, rows), Reader(dy[rows], kept.dtype)
         gradients.choose(rows)
         ahead = _copy_of(None if dfinal is None else dfinal[rows], gradients.state[rows])
-        states = ahead.new_empty(KEPT + 1, *ahead.shape).unbind()
+        states = ahead.new_empty(KEPT, *ahead.shape).unbind()
         for first in reversed(range(0, count, KEPT)):
             before = kept[first // KEPT - 1] if first else state
             states[0].copy_(_copy_of(None if before is None else before[rows], gradients.state[rows]))
             last = min(first + KEPT, count)
-            for number in range(first, last if with_decay else last - 1):
+            for number in range(first, last - 1):
                 cell.load(number)
                 cell.advance(states[number - first], out=states[number - first + 1])
             for number in reversed(range(first, last)):
                 cell.load(number)
-                after = states[number - first + 1] if with_decay else None
-                gradients.write(number, cell.gradients(states[number - first], after, ahead, read_dy(number)))
+                blocks = cell.gradients(states[number - first], ahead, read_dy(number), with_decay)
+                gradients.write(number, blocks)
         gradients.state[rows].flatten(0, 1).copy_(ahead)
     return gradients
 

@@ -9,7 +9,7 @@ and backwards, with G = dL/dS' and dY given:
     dQ = (dY V^T o D) K + exp(c) dY S^T         dV = (Q K^T o D)^T dY + (exp(c_T - c) K) G
     dK = (dY V^T o D)^T Q + exp(c_T - c) V G^T  dL/dS = exp(c_T) G + (exp(c) Q)^T dY
     dL/dc_i = sum_(j<i) P_ij - sum_(j>i) P_ji + (share of S) - (share of S'),   P = Q K^T o D o dY V^T
-    dL/dg_t = sum_(i>=t) dL/dc_i + <G, S'>
+    dL/dg_t = <dL/dS, S> - sum_(i<t) dL/dc_i
 
 P's diagonal cancels and is left out, or its rounding error would drown the gradient of a strong decay.
 """
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .matrix_blocks import CHUNK, Reader, Scratch
+from .matrix_blocks import CHUNK, Reader, Scratch, decay_gradient
 from .matrix_plain import decay_floor
 
 LOG2E = math.log2(math.e)
@@ -95,9 +95,9 @@ class ScalarCell:
         out.baddbmm_(key, self.v)
 
     def gradients(
-        self, start: Tensor, end: Tensor | None, ahead: Tensor, dy: Tensor
+        self, state: Tensor, ahead: Tensor, dy: Tensor, with_decay: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return dq, dk, dv and, where the state at the block's end is given, d decay (n m).
+        """Return dq, dk, dv and, if asked for, d decay (n m); ``state`` is the one at the block's start.
 
         ``ahead`` is the gradient of the state at the end, and becomes that of the state at the start.
         """
@@ -105,26 +105,26 @@ class ScalarCell:
         dv = torch.bmm(scores.transpose(1, 2), dy, out=self._buffer("dv", self.v))
         dv.baddbmm_(self._to_end(self.k, "key"), ahead)
         links = torch.bmm(dy, self.v.transpose(1, 2), out=self.scratch("links", *scores.shape))
-        pairs = scores.mul_(links) if end is not None else None
+        if with_decay:
+            scores.mul_(links).tril_(-1)
         self._mask(links)
-        dq = self._from_past(torch.bmm(dy, start.transpose(1, 2), out=self._buffer("dq", self.q)), None)
+        dq = self._from_past(torch.bmm(dy, state.transpose(1, 2), out=self._buffer("dq", self.q)), None)
         dk = self._to_end(torch.bmm(self.v, ahead.transpose(1, 2), out=self._buffer("dk", self.k)), None)
-        ddecay = None if end is None else self._decay_gradient(pairs, dq, dk, end, ahead)
+        shares = self._decay_shares(scores, dq, dk) if with_decay else None
         dq.baddbmm_(links, self.k)
         dk.baddbmm_(links.transpose(1, 2), self.q)
         if self.factors is not None:
             ahead.mul_(self.factors.total)
         ahead.baddbmm_(self._from_past(self.q, "query").transpose(1, 2), dy)
-        return dq, dk, dv, ddecay
+        if shares is None:
+            return dq, dk, dv, None
+        return dq, dk, dv, decay_gradient(shares, torch.mul(state, ahead).sum((1, 2)))
 
-    def _decay_gradient(self, pairs: Tensor, dq: Tensor, dk: Tensor, end: Tensor, ahead: Tensor) -> Tensor:
-        pairs.tril_(-1)
-        rows = pairs.sum(-1).sub_(pairs.sum(-2))
+    def _decay_shares(self, pairs: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
+        shares = pairs.sum(-1).sub_(pairs.sum(-2))
         product = torch.mul(self.q, dq, out=self._buffer("product", self.q))
-        rows.add_(product.sum(-1))
-        rows.sub_(torch.mul(self.k, dk, out=product).sum(-1))
-        later = torch.mul(end, ahead, out=self.scratch("later", *end.shape)).sum((1, 2))
-        return rows.flip(-1).cumsum(-1).flip(-1).add_(later[:, None])
+        shares.add_(product.sum(-1))
+        return shares.sub_(torch.mul(self.k, dk, out=product).sum(-1))
 
     def _scores(self) -> Tensor:
         n, m = self.q.shape[:2]
