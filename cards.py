@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import ModelCard, get_safetensors_metadata, hf_hub_download
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import PreTrainedModel
 
 from .model_folder import CONFIG, count_parameters, find_architecture, read_config
+from .network import reaching_the_hub
 from .registry import ARCHITECTURES, AUTO_CLASSES, Architecture
 
 CARDS = Path(__file__).parent / "model_cards"
@@ -33,7 +34,7 @@ SIZES = {
 
 
 class Facts(NamedTuple):
-    """What a card says of one model: the fields of its configuration, its size, and the format it was converted from."""
+    """What a card says of one model: its configuration, its size, and the format that it was converted from."""
 
     config: dict[str, Any]
     parameters: int
@@ -91,9 +92,11 @@ def facts_of_folder(folder: Path) -> Facts:
 
 
 def facts_of_repository(repo: str) -> Facts:
-    config = read_config(Path(hf_hub_download(repo, CONFIG)).parent)
+    api = HfApi()
     try:
-        weights = get_safetensors_metadata(repo)
+        with reaching_the_hub():
+            config = read_config(Path(api.hf_hub_download(repo, CONFIG)).parent)
+            weights = api.get_safetensors_metadata(repo)
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
         raise ValueError(f"{repo} has no weights as safetensors that can be read: {error}") from None
     return Facts(config, sum(weights.parameter_count.values()))

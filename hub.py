@@ -19,6 +19,7 @@ from .cards import card
 from .conversion.target import atomic_folder
 from .flat_code import flat_name, flatten
 from .model_folder import CONFIG, find_architecture, read_config, weight_files
+from .network import reaching_the_hub
 from .registry import AUTO_CLASSES, Architecture
 
 README = "README.md"
@@ -88,7 +89,7 @@ def push(
     if not token:
         raise ValueError("no token for the Hub: run `hf auth login`, set HF_TOKEN, or give `token`.")
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory(prefix="noria-push-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="noria-push-") as scratch, reaching_the_hub():
         staged = stage(folder, Path(scratch) / "model")
         if code:
             add_code(staged, architecture)
