@@ -47,7 +47,7 @@ def require_multiple(name: str, size: int, divisor_name: str, divisor: int) -> N
     if size < 1 or size % divisor:
         below = max(size // divisor, 1) * divisor
         raise ValueError(
-            f"`{name}` ({size}) is not a multiple of `{divisor_name}` ({divisor}): {below} or {below + divisor} would be."
+            f"`{name}` ({size}) is not a multiple of `{divisor_name}` ({divisor}): try {below} or {below + divisor}."
         )
 
 

@@ -12,7 +12,7 @@ class NoriaLinearTransformerConfig(HeadsConfig):
     r"""
     value_head_dim (`int`): width of each head's values; by default `head_dim`.
     hidden_act (`str`): its activation.
-    feature_map (`str`): "elu" (elu + 1, the paper's), "relu", "exp", "softmax" (efficient attention, arXiv:1812.01243),
+    feature_map (`str`): "elu" (elu + 1, the paper's), "relu", "exp", "softmax" (efficient, arXiv:1812.01243),
         "cosine" (1 + cos of the angle between q and k) or "taylor" (1 + q k^T, which may turn negative).
     rotary (`str`): rotate features by position in "numerator" and denominator ("both"), in the numerator alone,
         where the denominator stays positive, or not ("none").

@@ -5,9 +5,7 @@ A subclass names its parts as class attributes; `decoder.py` and `encoder.py` pu
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
@@ -18,6 +16,7 @@ from ..configuration.decoder import RECURRENT_LAYER_TYPE, DecoderConfig
 from .block import MixerBlock
 from .cache import NoriaCache, adopt, held_rows
 from .cells import cells
+from .checked_files import CheckedFiles
 from .layout import Layout, find_layout
 from .state import Context
 from .visibility import choose_attention, make_visibility
@@ -25,7 +24,7 @@ from .visibility import choose_attention, make_visibility
 logger = logging.get_logger(__name__)
 
 
-class NoriaPreTrainedModel(PreTrainedModel):
+class NoriaPreTrainedModel(CheckedFiles):
     config: DecoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -38,7 +37,7 @@ class NoriaPreTrainedModel(PreTrainedModel):
 class Backbone(NoriaPreTrainedModel):
     """Embeddings, `num_hidden_layers` blocks of `block_class`, and a last norm of `norm_class` (None for no norm).
 
-    causal (bool): whether a token sees only what precedes it; the heads decide it, the configuration where they do not.
+    causal (bool): whether a token sees only what precedes it; heads decide it, else the configuration.
     """
 
     block_class: type[MixerBlock]
@@ -115,7 +114,7 @@ class Backbone(NoriaPreTrainedModel):
             return NoriaCache(self.config) if use_cache and self.causal else None
         if not self.causal:
             raise ValueError("a bidirectional model cannot continue a cache: every token sees all others.")
-        cache = adopt(cache, self.config)
+        adopt(cache, self.config)
         rows = held_rows(cache)
         if rows is not None and rows != x.shape[0]:
             raise ValueError(f"the cache holds {rows} rows, but the input has {x.shape[0]}.")
@@ -144,9 +143,7 @@ class Backbone(NoriaPreTrainedModel):
         **kwargs,
     ) -> Layout:
         """Positions, padding and packing of the new tokens x (b t d)."""
-        padding = attention_mask
-        if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4):
-            padding = None
+        padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() != 4 else None
         layout = find_layout(
             x.shape[0],
             x.shape[1],
@@ -157,6 +154,7 @@ class Backbone(NoriaPreTrainedModel):
             next_positions=getattr(cache, "positions", None),
             cu_seq_lens=cu_seq_lens_q,
             seq_idx=seq_idx,
+            packs=not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 4),
         )
         if isinstance(attention_mask, dict):
             prepared = attention_mask.get(RECURRENT_LAYER_TYPE)

@@ -5,6 +5,8 @@ PreNormBlock   x + mixer(norm(x)),  then x + mlp(norm(x))
 PostNormBlock  norm(x + mixer(x)),  then norm(x + mlp(x))
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -17,6 +19,7 @@ class MixerBlock(GradientCheckpointingLayer):
     """x (b t d), context, state -> x (b t d), state. A subclass names its mixer; `layer` is the block's number."""
 
     mixer_class: type[nn.Module]
+    mixer: Any
     norm_class: type[nn.Module] = nn.RMSNorm
 
     def __init__(self, config, layer: int) -> None:

@@ -70,7 +70,7 @@ class NoriaCache(DynamicCache):
         super().reset()
         self.positions = None
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         self.change_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
@@ -180,13 +180,11 @@ def fill_layer(layer, parts: list[Tensor], tokens: int, dtype: torch.dtype | Non
         layer.update(*(part if dtype is None else part.to(dtype) for part in parts))
 
 
-def adopt(cache: Cache | None, config: PreTrainedConfig) -> Cache | None:
-    """The cache itself; an empty one that was made without a configuration is given this model's layers first.
+def adopt(cache: Cache, config: PreTrainedConfig) -> None:
+    """Give an empty cache made without a configuration this model's layers; check the layers of any other.
 
     Raises ValueError for a cache whose layers are not this model's in number or kind.
     """
-    if cache is None:
-        return None
     if getattr(cache, "layer_class_to_replicate", None) is not None and not cache.layers:
         cache.layers, cache.layer_class_to_replicate = NoriaCache(config).layers, None
     kinds = ["recurrent" if hasattr(layer, "write") else "key-value" for layer in cache.layers]
@@ -196,4 +194,3 @@ def adopt(cache: Cache | None, config: PreTrainedConfig) -> Cache | None:
             f"this cache comes from another model: it has {len(kinds)} layers ({', '.join(sorted(set(kinds)))}), "
             f"this model {len(expected)} ({', '.join(sorted(set(expected)))})."
         )
-    return cache

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from ..configuration.decoder import DecoderConfig
 from .backbone import Backbone, NoriaPreTrainedModel
@@ -47,7 +49,7 @@ class DecoderForCausalLM(NoriaPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """input_ids (b t) -> logits (b t v), or those of the last `logits_to_keep` tokens, and the loss of labels (b t).
+        """input_ids (b t) -> logits (b t v), of the last `logits_to_keep` tokens if told so, and the loss of labels.
 
         A label is predicted by the real token before it in the same sequence, across padding; -100 is left out.
         """
@@ -98,7 +100,7 @@ class DecoderForCausalLM(NoriaPreTrainedModel, GenerationMixin):
         if model_kwargs.get("past_key_values") is not None and generation_config.cache_implementation is None:
             model_kwargs["past_key_values"]._is_user_defined = True
             return
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # pyright: ignore
         if "cache_params" in model_kwargs:
             model_kwargs["past_key_values"] = model_kwargs.pop("cache_params")
 
@@ -110,9 +112,9 @@ class DecoderForSequenceClassification(NoriaPreTrainedModel):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: Any = config.num_labels
         self.model = self.model_class(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
     @can_return_tuple

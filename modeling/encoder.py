@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from ..configuration.decoder import DecoderConfig
 from .backbone import Backbone, NoriaPreTrainedModel
 
 
 class EncoderForMaskedLM(NoriaPreTrainedModel):
-    """A backbone of `model_class` and a linear head over the vocabulary; bidirectional whatever the configuration says."""
+    """A backbone of `model_class` and a linear head over the vocabulary; always bidirectional."""
 
     model_class: type[Backbone]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}

@@ -6,6 +6,8 @@ the block's inputs since, and `crop(-n)` runs the block again on the inputs that
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
@@ -20,15 +22,16 @@ class RecurrentLayer(CacheLayerMixin):
 
     _layer_type = RECURRENT_LAYER_TYPE  # registers the class with DynamicCache and generate()
     supports_early_init = False
+    state: Any  # a tuple of tensors, or None before the first token
+    length: Any  # int, or a tensor in the static flavour
+    block: Any
+    record: Any  # (state before, inputs, contexts) since the record began, or None
 
     def __init__(self, **kwargs) -> None:
         super().__init__()
-        self.state: State = None
-        self.length = 0
-        self.block = None
-        self.device = None
+        self.state, self.length, self.block, self.record = None, 0, None, None
+        self.device: torch.device | None = None
         self.record_past = False
-        self.record: tuple[State, list[Tensor], list[Context]] | None = None
 
     # what the backbone calls
 
@@ -153,7 +156,7 @@ class RecurrentLayer(CacheLayerMixin):
     def fork(self) -> RecurrentLayer:
         """An independent layer in the same state, without graph, record and replay."""
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__getstate__())
+        vars(twin).update(self.__getstate__())
         if self.state is not None:
             twin.state = tuple(part.detach().clone() for part in self.state)
         return twin
@@ -183,27 +186,30 @@ class StaticRecurrentLayer(RecurrentLayer):
 
     def put(self, state: State, steps: int) -> None:
         for part, new in zip(self.state, state, strict=True):
-            part.copy_(new)
+            part.copy_(new.detach())
         self.length.add_(steps)
 
     def transform(self, change) -> None:
-        shapes = None if self.state is None else [part.shape for part in self.state]
-        before = self.state
+        before: Any = self.state
         super().transform(change)
-        if shapes is not None and [part.shape for part in self.state] == shapes:
-            for part, new in zip(before, self.state, strict=True):
+        after: Any = self.state
+        # Reordered rows stay where compiled code looks for them; another number of rows needs other tensors.
+        if before is not None and all(new.shape == part.shape for part, new in zip(before, after, strict=True)):
+            for part, new in zip(before, after, strict=True):
                 part.copy_(new)
             self.state = before
 
     def reset(self) -> None:
-        if self.state is not None:
+        if self.block is None:  # a fork, not yet run
+            self.state = None
+        elif self.state is not None:
             empty = self.block.initial_state(self.batch_size, self.state[0].dtype, self.state[0].device)
             for part, new in zip(self.state, empty, strict=True):
                 part.copy_(new)
         self.length.zero_()
         self.record = None
 
-    def fork(self) -> StaticRecurrentLayer:
+    def fork(self) -> RecurrentLayer:
         twin = super().fork()
         twin.length = self.length.clone()
         return twin
@@ -218,9 +224,12 @@ def check_state(state: State, block, x: Tensor) -> None:
 
 
 def transform_context(context: Context, change, batch: int) -> Context:
-    parts = (context.positions, context.mask, context.segments)
-    expanded = [None if part is None else change(part.expand(batch, -1)) for part in parts]
-    return Context(*expanded, causal=context.causal, keep_state=context.keep_state)
+    """The context with `change` applied to what has a row for each of `batch` sequences."""
+    mask, segments = (
+        None if part is None else change(part.expand(batch, -1)) for part in (context.mask, context.segments)
+    )
+    positions = change(context.positions.expand(batch, -1))
+    return Context(positions, mask, segments, causal=context.causal, keep_state=context.keep_state)
 
 
 STATIC_LAYER_TYPE_MAPPING[RECURRENT_LAYER_TYPE] = StaticRecurrentLayer

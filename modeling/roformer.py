@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from ..configuration.roformer import NoriaRoFormerConfig
 from .activation import activation
@@ -18,7 +19,7 @@ class RoFormerBlock(PostNormBlock):
     mlp_class = MLP
     norm_class = nn.LayerNorm
 
-    def make_mixer(self, config: NoriaRoFormerConfig, layer: int) -> nn.Module:
+    def make_mixer(self, config, layer: int) -> nn.Module:
         return SoftmaxAttention(config, Rotary(config.head_dim, config.rotary_base))
 
 
@@ -65,14 +66,14 @@ class RoFormerHead(nn.Module):
         return self.decoder(self.norm(self.act(self.transform(x))))
 
 
-class NoriaRoFormerForCausalLM(RoFormerPreTrainedModel, DecoderForCausalLM):
+class NoriaRoFormerForCausalLM(RoFormerPreTrainedModel, DecoderForCausalLM, GenerationMixin):
     model_class = NoriaRoFormerModel
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embed_tokens.weight"}
 
     def make_head(self, config: NoriaRoFormerConfig) -> nn.Module:
         return RoFormerHead(config)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self):
         return self.lm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:

@@ -35,7 +35,7 @@ class Context:
     mask: Tensor | None = None
     segments: Tensor | None = None
     visibility: Any = None
-    attention: Callable | None = None
+    attention: Any = None
     causal: bool = True
     keep_state: bool = False
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -48,8 +48,9 @@ class Context:
 
     def head(self, length: int) -> Context:
         """The same call cut to its first `length` tokens."""
-        cut = [None if part is None else part[:, :length] for part in (self.positions, self.mask, self.segments)]
-        return Context(*cut, causal=self.causal, keep_state=self.keep_state)
+        mask, segments = (None if part is None else part[:, :length] for part in (self.mask, self.segments))
+        positions = self.positions[:, :length]
+        return Context(positions, mask, segments, causal=self.causal, keep_state=self.keep_state)
 
 
 def join_contexts(contexts: list[Context], batch: int, lengths: list[int]) -> Context:

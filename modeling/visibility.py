@@ -20,7 +20,7 @@ PLAIN = ("eager", "sdpa")
 
 def choose_attention(config: PreTrainedConfig, layout: Layout) -> Callable:
     """The attention function that the configuration names; kernels that pack by position are told the positions."""
-    attention = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
+    attention = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation or "eager", eager_attention)
     if layout.segments is None or config._attn_implementation in PLAIN:
         return attention
     return partial(attention, position_ids=layout.positions)
@@ -49,20 +49,17 @@ def make_visibility(
             "positions that continue the cached sequence."
         )
     if config._attn_implementation in PLAIN:
-        return packed_visibility(layout, causal)
+        return packed_visibility(layout.segments, layout.mask, causal)
     if layout.mask is not None or not causal:
-        raise ValueError(
-            f"{config._attn_implementation!r} packs causal rows without padding only: choose attn_implementation='sdpa'."
-        )
+        raise ValueError(f"{config._attn_implementation!r} packs causal rows without padding only: choose 'sdpa'.")
     return create_causal_mask(config, x, None, past_key_values=None, position_ids=layout.positions)
 
 
-def packed_visibility(layout: Layout, causal: bool) -> Tensor:
+def packed_visibility(segments: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Boolean (b 1 t t): the same segment, not later where causal, and real; a token always sees itself."""
-    segments = layout.segments
     visible = segments[:, :, None] == segments[:, None, :]
-    if layout.mask is not None:
-        visible = visible & layout.mask[:, None, :]
+    if mask is not None:
+        visible = visible & mask[:, None, :]
     if causal:
         visible = visible.tril()
     return (visible | torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device))[:, None]

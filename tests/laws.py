@@ -57,7 +57,7 @@ def cuts(length: int, seed: int) -> list[int]:
 
 
 def ragged(rows: list[Tensor], side: str, fill: int = 7) -> tuple[Tensor, Tensor]:
-    """Rows (t_i) of ids as one batch and its attention mask; `fill` stands at the padding, so that it must be ignored."""
+    """Rows (t_i) of ids as one batch and its attention mask; `fill` stands at the padding and must be ignored."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), fill)
     mask = torch.zeros(len(rows), longest, dtype=torch.int64)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from architectures import CAUSAL
 from laws import over
+
 from noria import (
     NoriaCache,
     NoriaLinearTransformerConfig,

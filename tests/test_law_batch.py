@@ -4,6 +4,7 @@ import pytest
 import torch
 from architectures import CAUSAL, CLASSIFIERS, MASKED
 from laws import LOSS_TOLERANCE, gradients, over, packed, ragged, same, same_gradients
+
 from noria import NoriaCache
 
 LENGTHS = (9, 4, 1, 13)

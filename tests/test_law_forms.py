@@ -4,6 +4,7 @@ import pytest
 import torch
 from architectures import CAUSAL
 from laws import cuts, gradients, over, same, same_gradients
+
 from noria import NoriaCache
 from noria.modeling.ops.dispatch import FORMS, forced_form
 

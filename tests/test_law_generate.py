@@ -4,8 +4,9 @@ import pytest
 import torch
 from architectures import CAUSAL
 from laws import over, ragged, same
-from noria import NoriaCache
 from transformers import DynamicCache, StaticCache, TextStreamer
+
+from noria import NoriaCache
 
 NEW = 12
 

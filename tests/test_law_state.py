@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import CAUSAL
 from laws import over, same
+
 from noria import NoriaCache
 
 CONTINUE = """
@@ -137,7 +138,7 @@ def test_files_that_do_not_fit_are_refused(entry, tokens, tmp_path):
     prefix(model, tokens(1, 5)).save(path)
     with pytest.raises(ValueError, match="belongs to another model: its config"):
         NoriaCache.load(path, entry.config(hidden_size=32))
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="cannot write the cache to"):
         prefix(model, tokens(1, 5)).save(tmp_path / "absent" / "cache.safetensors")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="not a whole safetensors file"):

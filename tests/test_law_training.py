@@ -4,10 +4,11 @@ import pytest
 import torch
 from architectures import CAUSAL
 from laws import cuts, gradients, over, ragged, same, same_gradients
-from noria import NoriaCache
-from noria.data.texts import classics
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
+
+from noria import NoriaCache
+from noria.data.texts import classics
 
 
 @over(CAUSAL)

@@ -5,7 +5,7 @@
     bidirectional: S and z are sums over the whole sequence                   eq. 6
 
     rotary "both":       phi(q), phi(k) rotated in S and in z
-    rotary "numerator":  rotated in S alone, so that the denominator stays positive   (Su 2021, arXiv:2104.09864, eq. 19)
+    rotary "numerator":  rotated in S alone, so that the denominator stays positive  (arXiv:2104.09864, eq. 19)
     a constant feature is appended after the rotation:  1 + cos(q R k) stays a probability
 
 State: S with z as its last column, (b h dk dv+1) in float32; S and z apart where they differ.
