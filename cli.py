@@ -113,7 +113,11 @@ def add_push(commands: Any) -> None:
     added = command(commands, "push", run_push, "upload a saved model to the Hub as code that needs no noria")
     added.add_argument("folder", type=Path, metavar="FOLDER", help="what save_pretrained or noria convert wrote")
     added.add_argument("repo", metavar="REPO", help="the Hub repository, user/name; it is made where it is missing")
-    added.add_argument("--private", action="store_true", help="make a new repository private")
+    added.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    added.add_argument("--revision", metavar="BRANCH", help="push to this branch; it is made where it is missing")
+    added.add_argument("--message", metavar="TEXT", help="the commit's title")
+    added.add_argument("--no-code", action="store_true", help="upload no code; loading then needs noria")
+    added.add_argument("--create-pr", action="store_true", help="propose the commit instead of making it")
 
 
 def add_card(commands: Any) -> None:
@@ -144,6 +148,7 @@ def run_list(options: argparse.Namespace) -> None:
 
 def run_generate(options: argparse.Namespace) -> None:
     positive("--threads", options.threads)
+    positive("--max-new-tokens", options.max_new_tokens)
     given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.greedy and given.keys() & {"temperature", "top_k", "top_p"}:
@@ -164,7 +169,16 @@ def run_generate(options: argparse.Namespace) -> None:
 def run_push(options: argparse.Namespace) -> None:
     from .hub import push
 
-    print(push(options.folder, options.repo, private=options.private))
+    address = push(
+        options.folder,
+        options.repo,
+        private=options.private,
+        revision=options.revision,
+        commit_message=options.message,
+        code=not options.no_code,
+        create_pr=options.create_pr,
+    )
+    print(address)
 
 
 def run_card(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ class Record:
 
 
 def classics() -> list[Record]:
-    """Reads the 3,653 records of `zh_classics.jsonl.gz` in the file's order; works from a checkout and from a wheel."""
+    """Reads the 3,653 records of `zh_classics.jsonl.gz` in the file's order, from a checkout or a wheel."""
     compressed = files(__package__).joinpath("zh_classics.jsonl.gz").read_bytes()
     return [Record(**json.loads(line)) for line in gzip.decompress(compressed).decode("utf-8").splitlines()]
 
