@@ -63,7 +63,7 @@ def choose_form(device: torch.device, length: int) -> str:
 
 
 def is_tracing_graph() -> bool:
-    """Return whether a portable graph is recorded (torch.export, ONNX, TorchScript), where no custom operator may be."""
+    """Return whether a portable graph is recorded (torch.export, ONNX, TorchScript): no place for own operators."""
     exporting = getattr(torch.compiler, "is_exporting", None)
     return bool(exporting and exporting()) or torch.jit.is_tracing()
 
@@ -73,9 +73,9 @@ def optional_kernel(module: str, name: str, device: torch.device) -> Callable | 
 
     Kernels of other packages run eagerly on CUDA only: inside a compiled or exported graph they would be opaque.
     """
-    if device.type != "cuda" or _KERNELS != "auto" or _forced is not None or torch.compiler.is_compiling():
+    if device.type != "cuda" or _KERNELS != "auto" or _forced is not None:
         return None
-    return _import_kernel(module, name)
+    return None if torch.compiler.is_compiling() or is_tracing_graph() else _import_kernel(module, name)
 
 
 @cache

@@ -1,10 +1,11 @@
 r"""One block of the matrix-state recurrence whose decay differs per token and channel (rows of the state).
 
-    Y = A V + (exp(c) Q) S      A_ij = sum_d q_id k_jd exp(c_id - c_jd), i >= j      S' = exp(c_T) S + (exp(c_T - c) K)^T V
+    Y = A V + (exp(c) Q) S      A_ij = sum_d q_id k_jd exp(c_id - c_jd), i >= j
+    S' = exp(c_T) S + (exp(c_T - c) K)^T V
 
 The decay stands inside the product, so A is put together by halving the block (see ``matrix_chunkwise``): the corner
-that a middle cuts off is (Q exp(middle to i)) (K exp(j to middle))^T, both exponentials at most 1. Backwards, each corner
-hands its gradient to Q and K through the same factors, and
+that a middle cuts off is (Q exp(middle to i)) (K exp(j to middle))^T, both exponentials at most 1. Backwards, each
+corner hands its gradient to Q and K through the same factors, and
 
     dL/dc_i = q_i dq_i - k_i dk_i (without the diagonal of A)      dL/dg_t = (dL/dS o S) 1 - sum_(i<t) dL/dc_i
 """

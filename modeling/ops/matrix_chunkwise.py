@@ -5,9 +5,9 @@ Inside a chunk the pairs of tokens are compared, between chunks only the state i
     y_t = sum_(s<=t, same chunk) exp(c_t - c_s) (q_t . k_s) v_s  +  exp(c_t) q_t S_start
     S_end = exp(c_T) S_start + sum_s exp(c_T - c_s) k_s^T v_s           c counted from the start of the chunk
 
-No difference c_t - c_s of cumulative sums is ever formed, since it would lose precision, and exp(c_t) exp(-c_s) would
-overflow. The chunk is halved again and again instead: every pair t > s is first parted by some middle, and its decay is
-exp(from the middle to t) * exp(from s to the middle), both at most 1. The two halves' sums grow from single tokens
+No difference c_t - c_s of cumulative sums is ever formed, since it would lose precision, and exp(c_t) exp(-c_s)
+would overflow. The chunk is halved again and again instead: every pair t > s is parted by some middle, and its decay
+is exp(from the middle to t) * exp(from s to the middle), both at most 1. The two halves' sums grow from single tokens
 upwards by additions alone, so that even -inf is harmless.
 """
 
@@ -50,8 +50,8 @@ def _per_token(decay: Tensor, length: int) -> Tensor:
 def _split(x: Tensor) -> Tensor:
     """Cut (b h t d) into (b h chunks CHUNK d), filled up with zeros, which neither decay nor add.
 
-    Into a graph with a symbolic length goes a spare chunk, so that no size in it can turn out to be 0 or 1, and positions
-    instead of a padding: all that would lay conditions upon the length.
+    Into a graph with a symbolic length goes a spare chunk, so that no size in it can turn out to be 0 or 1, and
+    positions instead of a padding, either of which would lay conditions upon the length.
     """
     length = x.shape[2]
     if not is_tracing_graph():
@@ -102,7 +102,7 @@ def _decayed_scores(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor
 def _carry(sums: Tensor, decay: Tensor) -> Tensor:
     """Return the states between chunks: S_i = sum_(j<=i) exp(decay of chunks j .. i-1) sums_j.
 
-    sums (b h n+1 dk dv) holds the initial state and then what each chunk adds; decay (1|b h n 1|dk) each chunk's whole.
+    sums (b h n+1 dk dv): the initial state, then what each chunk adds; decay (1|b h n 1|dk): each chunk's whole.
     """
     wide = decay.to(wide_dtype(decay)).clamp(min=decay_floor(decay.dtype))
     cumulative = F.pad(wide.cumsum(2), (0, 0, 1, 0)).transpose(-1, -2)

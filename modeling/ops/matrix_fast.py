@@ -1,8 +1,8 @@
 r"""The matrix-state recurrence as a loop over cache-sized blocks, with its own backward: the form for processors.
 
-Memory beyond the outputs is a few blocks; for the backward every eighth state at a block's start is kept, and the seven
-between are computed again. Under torch.compile the loop is one custom operator. Its name is made from this module's, so
-that copies of this file under other names (remote code beside an installed package) register operators of their own.
+Memory beyond the outputs is a few blocks; for the backward every eighth state at a block's start is kept, and the
+seven between are computed again. Under torch.compile the loop is one custom operator. Its name is made from this
+module's, so that copies under other names (remote code beside an installed package) register operators of their own.
 """
 
 from hashlib import sha1
@@ -19,7 +19,7 @@ KEPT = 8
 
 
 def fast(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run the recurrence block by block; q, k, v may be of lower precision than decay and state, and are cast blockwise.
+    """Run the recurrence block by block; q, k, v and decay of lower precision than the state are cast blockwise.
 
     The gradient is analytic and cannot be differentiated again; the other forms can.
     """

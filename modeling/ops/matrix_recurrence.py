@@ -9,6 +9,7 @@ from torch import Tensor
 from .dispatch import check_form, choose_form
 from .matrix_chunkwise import chunkwise
 from .matrix_fast import fast
+from .matrix_kernels import by_other_kernel
 from .matrix_plain import decay_floor, parallel, sequential, step
 
 _PLAIN = {"step": step, "sequential": sequential, "parallel": parallel, "chunkwise": chunkwise}
@@ -34,6 +35,7 @@ def matrix_recurrence(
         state: (b h dk dv) before the first token, or None for zeros. Gradients flow into it and out of the final one.
         segments: (b t) integers that never decrease, or None: packed sequences. A token sees its own segment only; the
             initial state belongs to segment 0, so that a row which begins with a new sequence begins with segment 1.
+            Between segments the decay is replaced, and gets no gradient.
         form: None lets dispatch choose; "sequential", "parallel", "chunkwise" or "fast" insist on one.
 
     Returns:
@@ -46,15 +48,17 @@ def matrix_recurrence(
     if torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
             return matrix_recurrence(q, k, v, decay, state=state, segments=segments, form=form)
-    form = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
+    chosen = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
     wide = torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
     state = None if state is None else state.to(wide)
     if segments is not None:
         decay = _with_resets(decay, segments, q, wide)
-    if form == "fast":
+    if form is None and (found := by_other_kernel(q, k, v, decay, state)) is not None:
+        return found
+    if chosen == "fast":
         return fast(q, k, v, decay, state)
     decay = None if decay is None else decay.to(wide)
-    y, final = _PLAIN[form](q.to(wide), k.to(wide), v.to(wide), decay, state)
+    y, final = _PLAIN[chosen](q.to(wide), k.to(wide), v.to(wide), decay, state)
     return y.to(v.dtype), final
 
 
