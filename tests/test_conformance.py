@@ -1,0 +1,91 @@
+"""transformers' own test mixins, run against every causal architecture.
+
+Nothing is fetched: TRANSFORMERS_TESTS names the folder `tests` of a checkout of the release
+installed.
+`make conformance` runs this file and prints passed / failed / skipped for each class.
+"""
+
+import os
+import sys
+import unittest
+from pathlib import Path
+
+import pytest
+from transformers.models.auto import modeling_auto
+
+from noria import ARCHITECTURES
+
+SOURCES = os.environ.get("TRANSFORMERS_TESTS")
+if not SOURCES:
+    pytest.skip("TRANSFORMERS_TESTS names no folder with transformers' tests", allow_module_level=True)
+
+AUTO_NAMES = {
+    "Model": modeling_auto.MODEL_MAPPING_NAMES,
+    "ForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "ForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "ForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+}
+
+
+def load_tester():
+    """Import transformers' `tests.causal_lm_tester`, under the name by which its files import one another."""
+    folder = Path(SOURCES).resolve()
+    if not (folder / "causal_lm_tester.py").is_file():
+        pytest.exit(f"TRANSFORMERS_TESTS is {SOURCES!r}, where there is no causal_lm_tester.py", returncode=2)
+    # The mixins choose labels and base models by these names, which transformers' registration does not fill.
+    for model_type, architecture in ARCHITECTURES.items():
+        for head, model_class in architecture.models.items():
+            AUTO_NAMES[head][model_type] = model_class.__name__
+    # pytest may have named our own folder `tests` already.
+    for name in [name for name in sys.modules if name == "tests" or name.startswith("tests.")]:
+        if name != __name__:
+            del sys.modules[name]
+    sys.path.insert(0, str(folder.parent))
+    from tests import causal_lm_tester
+
+    return causal_lm_tester
+
+
+tester = load_tester()
+
+
+class RecurrentMixin(tester.CausalLMModelTest):
+    """Where the mixins look for keys and values, a constant state has tensors with a row for each sequence."""
+
+    has_attentions = False
+
+    def _check_past_key_values_for_generate(self, batch_size, past_key_values, seq_length, config):
+        assert len(past_key_values.layers) == config.num_hidden_layers
+        for layer in past_key_values.layers:
+            assert layer.state
+            assert all(part.shape[0] == batch_size for part in layer.state)
+
+    def test_left_padding_compatibility(self):
+        # The mixin skips it for models without attention maps, though ours hide padding.
+        self.has_attentions = True
+        super().test_left_padding_compatibility()
+
+
+def model_tester(architecture):
+    models = architecture.models
+    attributes = {
+        "config_class": architecture.config_class,
+        "base_model_class": models["Model"],
+        "causal_lm_class": models["ForCausalLM"],
+        "sequence_classification_class": models.get("ForSequenceClassification"),
+        "token_classification_class": models.get("ForTokenClassification"),
+        "question_answering_class": models.get("ForQuestionAnswering"),
+    }
+    return type(f"{architecture.name}Tester", (tester.CausalLMModelTester,), attributes)
+
+
+def class_for(architecture):
+    grows = "full_attention" in architecture.config_class().layer_types
+    mixin = tester.CausalLMModelTest if grows else RecurrentMixin
+    attributes = {"model_tester_class": model_tester(architecture), "__module__": __name__}
+    return type(f"{architecture.name}Test", (mixin, unittest.TestCase), attributes)
+
+
+for architecture in ARCHITECTURES.values():
+    if "ForCausalLM" in architecture.models:
+        globals()[f"{architecture.name}Test"] = class_for(architecture)
