@@ -78,7 +78,7 @@ def add_quickstart(commands: Any) -> None:
     setting("--architecture", str, "a causal model that `noria list` shows, or a model type of transformers")
     added.add_argument("--output", type=Path, default=Path("noria-quickstart"), metavar="FOLDER")
     setting("--seconds", float, "how long to train")
-    setting("--steps", int, "train for so many steps instead: repeats exactly")
+    setting("--steps", int, "train for so many steps instead, which repeats exactly")
     added.add_argument("--resume", action="store_true", help="go on with the interrupted run in the output folder")
     setting("--seed", int, "of the weights, the order of the text and the poems")
     added.add_argument("--threads", type=int, metavar="INT", help="CPU threads (OMP_NUM_THREADS, or up to 8)")
@@ -87,6 +87,7 @@ def add_quickstart(commands: Any) -> None:
     setting("--length", int, "tokens in a row of text")
     setting("--batch", int, "rows in a step")
     setting("--learning-rate", float, "peak learning rate of AdamW")
+    setting("--precision", str, "float32 or bfloat16, of the matrix products in training")
 
 
 def add_list(commands: Any) -> None:

@@ -6,6 +6,10 @@ from ..registry import ARCHITECTURES
 
 PREFIX = "noria_"
 
+# What a short training likes better than the defaults: embeddings that are large from the start, so that they also
+# learn faster, and a head of its own.
+FAVOURED = {"retnet": {"scale_embedding": True}, "roformer": {"tie_word_embeddings": False}}
+
 
 def causal_architectures() -> list[str]:
     """The short names of all causal models of this package: `retnet` for the model type `noria_retnet`."""
@@ -21,7 +25,7 @@ def causal_config(architecture: str, *, hidden_size: int, **fields: object) -> P
     """
     name = architecture.removeprefix(PREFIX)
     if name in causal_architectures():
-        return AutoConfig.for_model(PREFIX + name, hidden_size=hidden_size, **fields)
+        return AutoConfig.for_model(PREFIX + name, hidden_size=hidden_size, **{**FAVOURED.get(name, {}), **fields})
     if architecture in CONFIG_MAPPING and CONFIG_MAPPING[architecture] in MODEL_FOR_CAUSAL_LM_MAPPING:
         shape = {"num_attention_heads": max(1, hidden_size // 64), "intermediate_size": hidden_size * 8 // 3}
         return AutoConfig.for_model(architecture, hidden_size=hidden_size, **{**shape, **fields})

@@ -71,7 +71,7 @@ def opening(run: Run) -> str:
     begin = f"going on after {history.steps} steps, {history.seconds:.0f} s of training\n" if history.steps else ""
     return (
         f"{settings.architecture}: {settings.layers} layers, {settings.hidden_size} wide, "
-        f"{parameters:.2f} M parameters; {torch.get_num_threads()} threads\n"
+        f"{parameters:.2f} M parameters; {settings.precision}, {torch.get_num_threads()} threads\n"
         f"text: {len(run.train)} records to train on, {len(run.held_out)} held out; "
         f"{len(run.tokenizer)} tokens in the vocabulary\n{begin}{losses(history)}"
     )

