@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .cards import card
 from .conversion.target import atomic_folder
 from .flat_code import flat_name, flatten
-from .model_folder import CONFIG, find_architecture, read_config, weight_files
+from .model_folder import CONFIG, count_parameters, find_architecture, read_config
 from .network import reaching_the_hub
 from .registry import AUTO_CLASSES, Architecture
 
@@ -83,7 +83,7 @@ def push(
     """
     folder = Path(folder)
     architecture = find_architecture(read_config(folder).get("model_type"))
-    weight_files(folder)
+    count_parameters(folder)
     validate_repo_id(repo)
     token = token or get_token()
     if not token:

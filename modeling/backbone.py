@@ -97,7 +97,7 @@ class Backbone(NoriaPreTrainedModel):
             x, state = block(inputs, context, cell.read(block, inputs))
             cell.write(state, inputs, context)
         if hasattr(cache, "positions"):  # no isinstance: the cache may come from a flat copy of this code
-            cache.positions = layout.positions[:, -1] + 1
+            cache.positions = layout.positions[:, -1] + 1  # pyright: ignore
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
 
     def embed_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

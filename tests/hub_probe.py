@@ -32,6 +32,17 @@ def answers(model, modes=tuple(MODES)) -> dict:
     return found
 
 
+def continued(model, cache) -> dict:
+    """The logits of two rows, one of them padded on the left, that go on from `cache` at the places it remembers."""
+    import torch
+
+    tokens = torch.arange(5, 17).view(2, 6) % 7 + 1
+    mask = torch.tensor([[1] * 6, [0] * 2 + [1] * 4])
+    with torch.no_grad():
+        model(tokens[:, :4], attention_mask=mask[:, :4], past_key_values=cache)
+        return {"continued": model(tokens[:, 4:], past_key_values=cache).logits}
+
+
 def load(folder, auto: str, **options):
     """A model by its Auto class; what its files lack is drawn under one seed, so that it is the same everywhere."""
     import torch
@@ -66,7 +77,7 @@ def beside(job: dict) -> dict:
     for folder in job["folders"]:
         models[f"{folder} before"] = load(folder, "AutoModelForCausalLM", trust_remote_code=True)
     assert "noria" not in sys.modules
-    import noria  # noqa: F401
+    import noria
 
     for folder, entry in job["folders"].items():
         installed = models[f"{folder} installed"] = load(folder, "AutoModelForCausalLM", trust_remote_code=True)
@@ -74,9 +85,12 @@ def beside(job: dict) -> dict:
         for kind, place in (("after", entry["copy"]), ("other", entry["other"])):
             copy = get_class_from_dynamic_module(entry["class"], place)
             models[f"{folder} {kind}"] = copy.from_pretrained(place).eval()
-    return {name: answers(model) for name, model in models.items()} | {
-        f"{name} once more": answers(model, ("greedy", "static")) for name, model in models.items()
-    }
+    found = {name: answers(model) for name, model in models.items()}
+    for name, model in models.items():
+        found[f"{name} once more"] = answers(model, ("greedy", "static"))
+        if not name.endswith("other"):
+            found[f"{name} continued"] = continued(model, noria.NoriaCache(model.config))
+    return found
 
 
 if __name__ == "__main__":
