@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dispatch import is_tracing_graph
+
 CHUNK = 64
 # A traced graph makes as many passes over the chunks as the longest sequence needs: 2**18 chunks, 16.7 million tokens.
 PASSES = 18
@@ -54,7 +56,7 @@ def chunkwise(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
     :func:`associative`.
     """
     length = b.shape[1]
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or is_tracing_graph()
     # Two chunks at least in a traced graph: a size that may be 1 makes torch.export bind the length to its example.
     count = length // CHUNK + 2 if traced else (length + CHUNK - 1) // CHUNK
     products, inside = _split(a.expand(a.shape[0], length, *a.shape[2:]), count), _split(b, count)

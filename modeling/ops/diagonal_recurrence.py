@@ -24,9 +24,8 @@ def diagonal_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Run h_t = a_t h_(t-1) + b_t over a sequence.
 
-    Sums and states are float32 for half-precision inputs, else in the wider of the dtypes of a and b, which is complex
-    where one of them is. Complex gradients follow torch's convention (the conjugate). The fast form can be
-    differentiated once only, the others any number of times.
+    Sums and states are float32 for half-precision inputs, else in the wider of the dtypes of a and b, complex where
+    one of them is. Complex gradients are torch's (the conjugate). The fast form can be differentiated once only.
 
     Args:
         a: the decays, real or complex, |a| <= 1 expected but not required. (batch t *channels), where any size may
@@ -48,8 +47,6 @@ def diagonal_recurrence(
     """
     _check(a, b, state, segments)
     narrow, wide = _dtypes(a, b)
-    if state is not None and state.is_complex() and not wide.is_complex:
-        raise ValueError(f"state must be real where a and b are, not {state.dtype}")
     a, b = (a if a.dim() == b.dim() else a[None, None]).to(wide), b.to(wide)
     state = b.new_zeros(b.shape[0], *b.shape[2:]) if state is None else state.to(wide)
     if segments is not None:
@@ -113,5 +110,7 @@ def _check(a: Tensor, b: Tensor, state: Tensor | None, segments: Tensor | None) 
         )
     if state is not None and tuple(state.shape) != (batch, *channels):
         raise ValueError(f"state must be {(batch, *channels)}, not {tuple(state.shape)}")
+    if state is not None and state.is_complex() and not (a.is_complex() or b.is_complex()):
+        raise ValueError(f"state must be real where a and b are, not {state.dtype}")
     if segments is not None and (tuple(segments.shape) != (batch, t) or segments.is_floating_point()):
         raise ValueError(f"segments must be {(batch, t)} integers, not {segments.dtype} {tuple(segments.shape)}")

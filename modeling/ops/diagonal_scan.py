@@ -150,7 +150,8 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_final: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         with_a = ctx.needs_input_grad[0]
-        grad_a, grad_b, grad_state = _backward(grad, grad_final, *ctx.saved_tensors, with_a)
+        a, h, state = ctx.saved_tensors
+        grad_a, grad_b, grad_state = _backward(grad, grad_final, a, h, state, with_a)
         return grad_a if with_a else None, grad_b, grad_state
 
 
@@ -187,7 +188,8 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor,
 
 def _differentiate(ctx: Any, grad: Tensor, grad_final: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     with_a = ctx.needs_input_grad[0]
-    grad_a, grad_b, grad_state = _backward_operator(grad, grad_final, *ctx.saved_tensors, with_a)
+    a, h, state = ctx.saved_tensors
+    grad_a, grad_b, grad_state = _backward_operator(grad, grad_final, a, h, state, with_a)
     return grad_a if with_a else None, grad_b, grad_state
 
 

@@ -56,7 +56,12 @@ class _Block(NamedTuple):
 
 
 def _run_block(
-    tokens: slice, tensors: tuple[Tensor, ...], rate: Tensor, start: Tensor, decay: Tensor, states: Tensor
+    tokens: slice,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    rate: Tensor,
+    start: Tensor,
+    decay: Tensor,
+    states: Tensor,
 ) -> _Block:
     """Fill the two buffers with the decays and the states of a block. ``rate`` is A^T log2(e), ``(n d)``."""
     u, delta, B, C, kept = tensors
@@ -214,8 +219,8 @@ def _(
     kept: Tensor | None,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    plain = tuple(x.new_empty(x.shape) for x in (u, delta, A, B, C))
-    return *plain, A.new_empty(grad_final.shape)
+    grad_u, grad_delta, grad_a, grad_b, grad_c = (x.new_empty(x.shape) for x in (u, delta, A, B, C))
+    return grad_u, grad_delta, grad_a, grad_b, grad_c, A.new_empty(grad_final.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

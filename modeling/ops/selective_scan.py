@@ -27,18 +27,16 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Run the selective state-space recurrence over a sequence.
 
-    Sums and states are float32, or float64 where an input is. Padding is the caller's: delta = 0 at a token makes its
-    decay 1 and its input 0. The fast form can be differentiated once only.
+    Sums and states are float32, or float64 where an input is. Padding is the caller's: delta = 0 at a token leaves
+    the state as it is. The fast form can be differentiated once only.
 
     Args:
-        u, delta: the inputs and the step sizes (b t d); any real floating dtype, any strides.
-        A: (d n), negative where the state is to decay.
+        u, delta: the inputs and the step sizes (b t d); any real floating dtype. A: (d n), negative to decay.
         B, C: (b t n), how the input enters the state and how the state is read.
         state: (b d n) before the first token, or None for zeros. Gradients flow into it and out of the final one.
         segments: (b t) integers that never decrease, or None: packed sequences, each of which starts from zero. The
             initial state belongs to segment 0: a row which begins with a new sequence begins with segment 1.
-        form: None lets dispatch choose; "sequential", "chunkwise" (also called "parallel"; it holds every state) or
-            "fast" insist on one.
+        form: None lets dispatch choose; else "sequential", "chunkwise" ("parallel"; holds every state) or "fast".
 
     Returns:
         y (b t d) in the dtype of u, and the state (b d n) after the last token.
@@ -73,8 +71,8 @@ def _sequential(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, kept: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     outputs = []
-    kept = torch.ones_like(u[..., 0]) if kept is None else kept.to(u.dtype)
-    for x, step, into, out, keep in zip(*(v.unbind(1) for v in (u, delta, B, C, kept)), strict=True):
+    keeps = torch.ones_like(u[..., 0]) if kept is None else kept.to(u.dtype)
+    for x, step, into, out, keep in zip(*(v.unbind(1) for v in (u, delta, B, C, keeps)), strict=True):
         decay = torch.exp(step[..., None] * A) * keep[:, None, None]
         state = decay * state + (step * x)[..., None] * into[:, None]
         outputs.append((state * out[:, None]).sum(-1))
