@@ -151,7 +151,7 @@ CALLS: dict[Symbol, Callable[..., Any]] = {
     Symbol("torch._tensor", "_rebuild_from_type_v2"): rebuild_from_type,
     Symbol("torch.nn.parameter", "Parameter"): rebuild_parameter,
     Symbol("torch", "Size"): lambda extents=(): torch.Size(extents),
-    Symbol("torch", "device"): lambda kind="cpu", index=None: torch.device(kind, index),
+    Symbol("torch", "device"): lambda *arguments: torch.device(*arguments),
     Symbol("collections", "OrderedDict"): ordered_mapping,
     Symbol("collections", "defaultdict"): default_mapping,
     Symbol("_codecs", "encode"): encode,

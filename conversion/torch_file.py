@@ -24,16 +24,29 @@ class TorchFile(NamedTuple):
     refused: set[str]
 
 
+class Bounded(io.BufferedReader):
+    """A file that sets no memory aside for more bytes than it has, whatever length a pickle claims."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.size = raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self.size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def read_torch(path: Path) -> TorchFile:
     """Reads the file at `path`. ValueError names the file where it is truncated, corrupt or of another kind."""
     try:
         if zipfile.is_zipfile(path):
             return read_zip(path)
-        with path.open("rb") as stream:
+        with Bounded(io.FileIO(path)) as stream:
             if stream.read(4) == b"PK\x03\x04":
                 raise ValueError("the zip archive is truncated")
-            return read_legacy(stream, path.stat().st_size)
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            return read_legacy(stream, stream.size)
+    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable torch file: {error}") from error
 
 
