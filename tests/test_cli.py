@@ -109,6 +109,8 @@ def test_push_and_card_hand_on_what_they_are_given(folder, capsys, monkeypatch):
         ("quickstart --architecture perceiver9", "'perceiver9' is no causal language model"),
         ("quickstart --output {file}", "is a file, not a folder"),
         ("quickstart --output {folder}", "was not written by noria quickstart"),
+        ("quickstart --output .", "is the folder that you are in"),
+        ("quickstart --precision float8", "--precision must be float32 or bfloat16, got 'float8'"),
         ("quickstart --output {missing}/deeper", "cannot write beside --output"),
         ("quickstart --resume --output {missing}", "there is no run to resume"),
         ("generate {folder}", "the following arguments are required: --prompt"),

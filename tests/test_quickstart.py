@@ -158,6 +158,7 @@ def test_a_seed_fixes_what_is_written(records):
 
 
 def test_a_signal_waits_while_it_is_deferred():
+    before = [signal.getsignal(number) for number in Interruption.SIGNALS]
     with Interruption() as interruption:
         interruption.deferred = True
         os.kill(os.getpid(), signal.SIGTERM)
@@ -169,7 +170,7 @@ def test_a_signal_waits_while_it_is_deferred():
             os.kill(os.getpid(), signal.SIGINT)
     with Interruption(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in Interruption.SIGNALS] == before
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -35,7 +35,7 @@ def quickstart(
     `Stopped`; with `resume` it goes on from there. Raises ValueError for bad settings and for a folder that must not
     be overwritten, RuntimeError if the reloaded model writes something else than the trained one.
     """
-    output = output.expanduser().absolute()
+    output = Path(os.path.abspath(output.expanduser()))
     settings, record = plan(output, given, resume)
     torch.set_num_threads(threads or default_threads())
     transformers_logging.set_verbosity_error()

@@ -49,7 +49,15 @@ class Settings:
 
 
 def plan(output: Path, given: dict[str, Any], resume: bool) -> tuple[Settings, dict[str, Any] | None]:
-    """The settings of this run, and what the run that it goes on from has noted."""
+    """The settings of this run, and what the run that it goes on from has noted.
+
+    Raises ValueError where `output` may not be written, where there is nothing to resume, and where `given` does not
+    fit the run to resume.
+    """
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise ValueError(
+            f"--output {output} is the folder that you are in, or one around it; name a folder of its own"
+        )
     if not resume:
         settings = Settings(**given)
         require_replaceable(output, settings.architecture)
