@@ -83,28 +83,39 @@ def _nested_steps(coefficient: Tensor, rows: Tensor, carry: Tensor, reverse: boo
 
 
 def _chunks(coefficient: Tensor, rows: Tensor, carry: Tensor, reverse: bool) -> Tensor:
-    constant = coefficient.stride(1) == 0
-    factor = coefficient.unflatten(1, (-1, STEPS))
-    factor = factor[:, :1] if constant else factor
-    inside = rows.unflatten(1, (-1, STEPS))
-    product = torch.empty(factor.shape, dtype=factor.dtype, device=factor.device)
     order = -1 if reverse else 1
-    factors, products, steps = (x.unbind(2)[::order] for x in (factor, product, inside))
-    total, row = products[0].copy_(factors[0]), steps[0]
+    inside = rows.unflatten(1, (-1, STEPS))
+    factor = coefficient.unflatten(1, (-1, STEPS))
+    steps, factors = inside.unbind(2)[::order], factor.unbind(2)[::order]
+    row = steps[0]
     for i in range(1, STEPS):
-        total = torch.mul(total, factors[i], out=products[i])
         row = steps[i].addcmul_(factors[i], row)
-    before = torch.empty_like(row, memory_format=torch.contiguous_format)
-    ends, totals, befores = (
-        row.unbind(1)[::order],
-        total.expand(-1, row.shape[1], *total.shape[2:]).unbind(1)[::order],
-        before.unbind(1)[::order],
-    )
-    for end, whole, place in zip(ends, totals, befores, strict=True):
+    product, total = _products(factor, factors, coefficient.stride(1) == 0, order)
+    before = torch.empty(row.shape, dtype=total.dtype, device=row.device)
+    total, carry, row = total.expand(-1, row.shape[1], *row.shape[2:]), carry.to(total.dtype), row.to(total.dtype)
+    for end, whole, place in zip(*(x.unbind(1)[::order] for x in (row, total, before)), strict=True):
         place.copy_(carry)
         carry = torch.addcmul(end, whole, carry)
-    inside.addcmul_(product, before.unsqueeze(2))
-    return carry
+    inside.addcmul_(product, before.to(rows.dtype).unsqueeze(2))
+    return carry.to(rows.dtype)
+
+
+def _products(factor: Tensor, factors: tuple[Tensor, ...], constant: bool, order: int) -> tuple[Tensor, Tensor]:
+    """The products of the decays from where each chunk begins to each of its tokens, and over the whole chunk.
+
+    Where the decay is constant the powers are few, and a rounded one would err in the same way chunk after chunk: they
+    are taken in double precision, and the whole is handed on so.
+    """
+    if constant:
+        wide = torch.complex128 if factor.is_complex() else torch.float64
+        power = factor[:, :1].to(wide).cumprod(2)
+        return (power.flip(2) if order < 0 else power).to(factor.dtype), power[:, :, -1]
+    product = torch.empty(factor.shape, dtype=factor.dtype, device=factor.device)
+    products = product.unbind(2)[::order]
+    total = products[0].copy_(factors[0])
+    for i in range(1, STEPS):
+        total = torch.mul(total, factors[i], out=products[i])
+    return product, total
 
 
 def _forward(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
