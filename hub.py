@@ -83,12 +83,9 @@ def push(
     """
     folder = Path(folder)
     architecture = find_architecture(read_config(folder).get("model_type"))
-    count_parameters(folder)
+    count_parameters(folder)  # reads every weight file's header
+    api = HfApi(token=require_token(token))
     validate_repo_id(repo)
-    token = token or get_token()
-    if not token:
-        raise ValueError("no token for the Hub: run `hf auth login`, set HF_TOKEN, or give `token`.")
-    api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="noria-push-") as scratch, reaching_the_hub():
         staged = stage(folder, Path(scratch) / "model")
         if code:
@@ -96,14 +93,19 @@ def push(
         repo = open_repo(api, repo, private, revision)
         if not (staged / README).exists() and not api.file_exists(repo, README, revision=revision):
             write_text(staged / README, card(staged, name=repo))
+        message = commit_message or f"Upload {architecture.name} with noria"
         commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=staged,
-            revision=revision,
-            commit_message=commit_message or f"Upload {architecture.name} with noria",
-            create_pr=create_pr,
+            repo_id=repo, folder_path=staged, revision=revision, commit_message=message, create_pr=create_pr
         )
     return commit.pr_url or commit.commit_url
+
+
+def require_token(token: str | None) -> str:
+    """The token that was given, or else the machine's; raises ValueError where there is neither."""
+    token = token or get_token()
+    if not token:
+        raise ValueError("no token for the Hub: run `hf auth login`, set HF_TOKEN, or give `token`.")
+    return token
 
 
 def open_repo(api: HfApi, repo: str, private: bool | None, revision: str | None) -> str:
