@@ -71,7 +71,7 @@ conformance:
 	@echo "conformance: nothing run, TRANSFORMERS_TESTS is not set (give the path of transformers' tests folder)"
 else
 conformance: $(VENV)/.dev
-	$(ONE_THREAD) TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python $(PYTEST) tests/test_conformance.py -m 'slow or not slow' $(ARGS)
+	$(ONE_THREAD) TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python $(PYTEST) $(wildcard tests/conformance tests/test_conformance.py) -m 'slow or not slow' $(ARGS)
 endif
 
 bench: $(VENV)/.dev
