@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from .layout import Encoder
 from .symbols import mapping
 from .torch_file import read_torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,6 +48,7 @@ def read_checkpoint(files: Sequence[Path], state_keys: Sequence[str]) -> Checkpo
     """
     checkpoint = Checkpoint()
     for file in files:
+        logger.info("reading %s, %.1f MB", file, file.stat().st_size / 1e6)
         record: dict[str, Any] = {"name": file.name, "sha256": sha256(file)}
         if file.suffix == ".json":
             record |= {"container": "json", "layout": json.loads(file.read_text("utf-8"))}

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from typing import Any
 
@@ -37,7 +38,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Exit status 0, or 2 after one line about what is wrong."""
     try:
         config = dict(map(key_value, arguments.config))
-        print(f"converting {arguments.source} ...", file=sys.stderr, flush=True)
+        show_progress()
         print(convert(arguments.format, arguments.source, arguments.target, config))
     except (ValueError, OSError) as error:
         return complain("convert", error)
@@ -47,11 +48,19 @@ def run_convert(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     """Exit status 0, or 2 after one line about what is wrong."""
     try:
-        print(f"exporting {arguments.source} ...", file=sys.stderr, flush=True)
+        show_progress()
         print(export(arguments.format, arguments.source, arguments.target))
     except (ValueError, OSError) as error:
         return complain("export", error)
     return 0
+
+
+def show_progress() -> None:
+    """What the conversion logs goes to stderr."""
+    logger = logging.getLogger(__package__)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
 
 
 def key_value(text: str) -> tuple[str, Any]:

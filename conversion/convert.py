@@ -1,6 +1,7 @@
 """noria.convert: an upstream checkpoint becomes a folder that `from_pretrained` loads."""
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from .formats import find_format
 from .rules import Applied, apply, check
 from .source import checkpoint_files, local
 from .target import atomic_folder, check_target, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, EXTRAS, RECORD = "model.safetensors", "upstream_extras.safetensors", "conversion.json"
 
@@ -43,7 +46,7 @@ def convert(
     family, folder = find_format(format), Path(target)
     check_target(folder)
     upstream, fields = family.split(config or {})
-    files = checkpoint_files(local(source))
+    files = checkpoint_files(local(source), family.patterns)
     checkpoint = read_checkpoint(files, family.state_keys)
     try:
         plan = family.plan(checkpoint, upstream, fields)
@@ -54,6 +57,7 @@ def convert(
         raise ValueError(f"{files[0]}: {' '.join(str(error).split())}") from error
     plan.config.architectures = [plan.model_class.__name__]
     plan.config.dtype = main_dtype(applied.tensors)
+    logger.info("writing %s: %s, %d tensors", folder, plan.model_class.__name__, len(applied.tensors))
     with atomic_folder(folder) as part:
         write_model(part, plan, applied, checkpoint)
         record = make_record(family.name, plan, applied, checkpoint, config or {})

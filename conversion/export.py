@@ -1,6 +1,7 @@
 """noria.export: a converted folder becomes the upstream's own checkpoint again."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from .layout import decode
 from .rules import undo
 from .source import local, shards
 from .target import atomic_folder, check_target, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 
 def export(format: str, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -44,6 +47,7 @@ def export(format: str, source: str | os.PathLike[str], target: str | os.PathLik
     state = extras | {record["prefix"] + name: tensor for name, tensor in made.items()}
     with atomic_folder(folder) as part:
         for file in record["files"]:
+            logger.info("writing %s", folder / file["name"])
             write_file(part, file, state)
     return folder
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint import Checkpoint
 from .rules import Rule
+from .source import PATTERNS
 
 DERIVED_FIELDS = {"model_type", "transformers_version", "architectures", "dtype"}
 
@@ -29,7 +30,8 @@ class Format:
 
     `plan(checkpoint, upstream arguments, noria fields)` reads the configuration off the checkpoint; `rules(config)` is
     the table for that configuration, for both directions. `arguments` are those of the upstream's constructor, and
-    `config_classes` the configurations that a plan may have.
+    `config_classes` the configurations that a plan may have. `state_keys` are the keys under which a file may keep its
+    state dict, `patterns` the names of its files in a folder, the likeliest first.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Format:
     plan: Callable[[Checkpoint, Mapping[str, Any], Mapping[str, Any]], Plan]
     rules: Callable[[PreTrainedConfig], Sequence[Rule]]
     state_keys: Sequence[str] = ("model", "state_dict")
+    patterns: Sequence[str] = PATTERNS
 
     def split(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Parts a caller's config into the upstream's arguments and noria's fields; ValueError for any other key."""

@@ -46,6 +46,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """Writes `tensors` with their own dtypes; ValueError names one whose dtype the format lacks."""
     try:
         save_file(independent(tensors), path, dict(metadata) if metadata is not None else None)
+        # safetensors makes files that only their owner may read; the folder tells what is usual here.
+        path.chmod(path.parent.stat().st_mode & 0o666)
     except KeyError as error:
         names = [name for name, tensor in tensors.items() if tensor.dtype == error.args[0]]
         raise ValueError(f"safetensors cannot hold {error.args[0]}, the dtype of {', '.join(names[:6])}") from error

@@ -177,7 +177,8 @@ def head_class(settings: Settings, tensors: Mapping[str, Tensor], config: dict[s
         settings.wrong.append("there is an output_projection.weight but no embed_tokens.weight")
     same = head is not None and embedding is not None and same_bytes(head, embedding)
     if head is not None:
-        tied = settings.take("share_decoder_input_output_embed", default=same)
+        stated = settings.stated("share_decoder_input_output_embed")[0] is not None
+        tied = settings.take("share_decoder_input_output_embed", None if stated else same)
         config["tie_word_embeddings"] = tied
         settings.refuse("no_output_layer", False, "the file has an output_projection.weight")
         return NoriaRetNetForCausalLM

@@ -359,6 +359,15 @@ def test_an_interrupted_conversion_leaves_nothing(error, saved, tmp_path, monkey
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
+def test_files_may_be_read_by_whom_the_folder_says(saved, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = convert("torchscale", saved(retnet_state()), tmp_path / "model", TORCHSCALE)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o640}
+
+
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     with atomic_folder(tmp_path / "new" / "folder") as part:
         (part / "file").touch()
