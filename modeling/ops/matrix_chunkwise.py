@@ -19,6 +19,7 @@ from .dispatch import is_tracing_graph
 from .matrix_plain import decay_floor, wide_dtype
 
 CHUNK = 64
+ALL = slice(None)
 
 
 def chunkwise(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -77,8 +78,8 @@ def _decayed_scores(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor
     prefix, suffix = decay.unsqueeze(-2), torch.zeros_like(decay).unsqueeze(-2)
     matrix = (q * k).sum(-1)[..., None, None] if per_channel else torch.ones_like(prefix)
     first, second = (
-        (..., slice(0, None, 2), slice(None), slice(None)),
-        (..., slice(1, None, 2), slice(None), slice(None)),
+        (..., slice(0, None, 2), ALL, ALL),
+        (..., slice(1, None, 2), ALL, ALL),
     )
     half = 1
     while half < CHUNK:

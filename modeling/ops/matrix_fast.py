@@ -5,11 +5,13 @@ seven between are computed again. Under torch.compile the loop is one custom ope
 module's, so that copies under other names (remote code beside an installed package) register operators of their own.
 """
 
+from collections.abc import Callable
 from hashlib import sha1
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from .matrix_blocks import Reader, Writer, block_count, empty_like_mixers, row_groups
 from .matrix_channel_cell import ChannelCell
@@ -86,6 +88,7 @@ class _Gradients:
         self.q, self.k, self.v = empty_like_mixers(q), empty_like_mixers(k), empty_like_mixers(v)
         self.state = torch.empty_like(final)
         self.decay = None if decay is None else torch.zeros_like(decay)
+        self.writers: list[Callable[[int, Tensor], None]] = []
 
     def choose(self, rows: slice) -> None:
         """Turn to some rows of the batch."""
@@ -94,12 +97,13 @@ class _Gradients:
             self.writers.append(self._add_constant if self.decay.dim() == 1 else Writer(self.decay[rows]))
 
     def write(self, number: int, blocks: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
-        """Store what a cell returned for one block."""
+        """Store what a cell returned for one block; a gradient of the decay that is not asked for has no writer."""
         for writer, block in zip(self.writers, blocks, strict=False):
             writer(number, block)
 
     def _add_constant(self, _: int, block: Tensor) -> None:
-        self.decay += block.view(-1, len(self.decay), block.shape[1]).sum((0, 2))
+        heads = self.state.shape[1]
+        self.decay += block.view(-1, heads, block.shape[1]).sum((0, 2))
 
 
 @torch.no_grad()
@@ -135,7 +139,7 @@ def _backward(
 
 class _Fast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         y, final, kept = _forward(*inputs, keep=True)
         ctx.save_for_backward(*inputs, kept)
         ctx.set_materialize_grads(False)
@@ -143,7 +147,7 @@ class _Fast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad
         dy = torch.zeros_like(inputs[2]) if dy is None else dy
@@ -207,11 +211,11 @@ def _(
     return g.q, g.k, g.v, kept.new_empty(0) if g.decay is None else g.decay, g.state
 
 
-def _save(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:5], output[2])
 
 
-def _differentiate(ctx: FunctionCtx, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[:5]
     found = _backward_op(dy, dfinal, *inputs, kept, needed[3])

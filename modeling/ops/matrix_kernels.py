@@ -1,5 +1,6 @@
 """The matrix-state recurrence by flash-linear-attention's Triton kernels, where that package is installed."""
 
+from collections.abc import Callable
 from inspect import signature
 
 import torch
@@ -25,17 +26,16 @@ def by_other_kernel(
     kernel = optional_kernel(module, name, q.device)
     if kernel is None or not _takes_tokens_first(kernel):
         return None
-    if decay is None:
-        decay = torch.zeros_like(q[..., 0], dtype=torch.float32)
-    elif decay.dim() == 1:
-        decay = decay[:, None].expand(q.shape[:3])
-    decay = decay.float().clamp(min=decay_floor(torch.float32)).transpose(1, 2).contiguous()
+    gate = torch.zeros_like(q[..., 0], dtype=torch.float32) if decay is None else decay.float()
+    if gate.dim() == 1:
+        gate = gate[:, None].expand(q.shape[:3])
+    gate = gate.clamp(min=decay_floor(torch.float32)).transpose(1, 2).contiguous()
     q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-    y, final = kernel(q, k, v, g=decay, scale=1.0, initial_state=state, output_final_state=True)
+    y, final = kernel(q, k, v, g=gate, scale=1.0, initial_state=state, output_final_state=True)
     return y.transpose(1, 2), final.float()
 
 
-def _takes_tokens_first(kernel: object) -> bool:
+def _takes_tokens_first(kernel: Callable) -> bool:
     """Return whether the kernel reads (b t h d); versions of the package that default to (b h t d) are left alone."""
     layout = signature(kernel).parameters.get("head_first")
     return layout is None or not layout.default

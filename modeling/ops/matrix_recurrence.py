@@ -45,20 +45,34 @@ def matrix_recurrence(
         ValueError: a shape that does not fit the others, or an unknown form.
     """
     _check_shapes(q, k, v, decay, state, segments)
+    chosen = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
     if torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
-            return matrix_recurrence(q, k, v, decay, state=state, segments=segments, form=form)
-    chosen = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
+            return _run(q, k, v, decay, state, segments, chosen, form is None)
+    return _run(q, k, v, decay, state, segments, chosen, form is None)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None,
+    state: Tensor | None,
+    segments: Tensor | None,
+    form: str,
+    free: bool,
+) -> tuple[Tensor, Tensor]:
+    """Bring the arguments to their working types, and run a form, or another package's kernel where ``free``."""
     wide = torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
     state = None if state is None else state.to(wide)
     if segments is not None:
         decay = _with_resets(decay, segments, q, wide)
-    if form is None and (found := by_other_kernel(q, k, v, decay, state)) is not None:
+    if free and (found := by_other_kernel(q, k, v, decay, state)) is not None:
         return found
-    if chosen == "fast":
+    if form == "fast":
         return fast(q, k, v, decay, state)
     decay = None if decay is None else decay.to(wide)
-    y, final = _PLAIN[chosen](q.to(wide), k.to(wide), v.to(wide), decay, state)
+    y, final = _PLAIN[form](q.to(wide), k.to(wide), v.to(wide), decay, state)
     return y.to(v.dtype), final
 
 
@@ -67,13 +81,12 @@ def _with_resets(decay: Tensor | None, segments: Tensor, q: Tensor, wide: torch.
     positions = torch.arange(segments.shape[1], device=segments.device)
     previous = segments.index_select(1, (positions - 1).clamp(min=0)) * (positions > 0)
     begins = (segments != previous)[:, None]
-    if decay is None:
-        decay = torch.zeros(1, 1, 1, dtype=wide, device=q.device)
-    elif decay.dim() == 1:
-        decay = decay[:, None]
-    elif decay.dim() == 4:
+    whole = torch.zeros(1, 1, 1, dtype=wide, device=q.device) if decay is None else decay
+    if whole.dim() == 1:
+        whole = whole[:, None]
+    elif whole.dim() == 4:
         begins = begins[..., None]
-    cleared = decay.masked_fill(begins, decay_floor(wide))
+    cleared = whole.masked_fill(begins, decay_floor(wide))
     return cleared.expand(q.shape if cleared.dim() == 4 else q.shape[:3])
 
 
