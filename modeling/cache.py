@@ -42,7 +42,7 @@ class NoriaCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
-        self.identity = identity(config)
+        self.config = config  # hashed when it is saved: torch.compile cannot trace that
         self.positions: Tensor | None = None
 
     @property
@@ -101,7 +101,7 @@ class NoriaCache(DynamicCache):
             raise ValueError("this cache is empty: run the model once with it before `save`.")
         if self.positions is not None:
             tensors["positions"] = self.positions.cpu()
-        header = self.identity | {"format": FORMAT, "tokens": str(int(self.get_seq_length()))}
+        header = identity(self.config) | {"format": FORMAT, "tokens": str(int(self.get_seq_length()))}
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
