@@ -43,6 +43,16 @@ def continued(model, cache) -> dict:
         return {"continued": model(tokens[:, 4:], past_key_values=cache).logits}
 
 
+def compiled(model) -> dict:
+    """The logits from one whole graph, in which fast forms are custom operators: no copy may take another's name."""
+    import torch
+
+    torch.compiler.reset()  # all models share transformers' decorators, whose graphs are counted
+    graph = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        return {"compiled": graph(torch.arange(1, 41)[None]).logits}
+
+
 def load(folder, auto: str, **options):
     """A model by its Auto class; what its files lack is drawn under one seed, so that it is the same everywhere."""
     import torch
@@ -88,6 +98,8 @@ def beside(job: dict) -> dict:
     found = {name: answers(model) for name, model in models.items()}
     for name, model in models.items():
         found[f"{name} once more"] = answers(model, ("greedy", "static"))
+        if not name.endswith("after"):
+            found[f"{name} compiled"] = compiled(model)
         if not name.endswith("other"):
             found[f"{name} continued"] = continued(model, noria.NoriaCache(model.config))
     return found

@@ -148,6 +148,13 @@ def test_copies_and_an_installed_noria_live_side_by_side(entry, kind, saved, fou
         assert_equal(found_beside[name], expected(folder, CAUSAL_LM))
 
 
+@pytest.mark.parametrize("kind", ["before", "other"])
+@pytest.mark.parametrize("entry", ONE_OF_EACH.values(), ids=str)
+def test_copies_compile_side_by_side(entry, kind, saved, found_beside):
+    name = f"{saved[entry.name]} {{}} compiled"
+    assert_equal(found_beside[name.format(kind)], found_beside[name.format("installed")])
+
+
 @pytest.mark.parametrize("kind", ["before", "after"])
 @pytest.mark.parametrize("entry", ONE_OF_EACH.values(), ids=str)
 def test_a_copy_continues_a_cache_of_the_installed_noria(entry, kind, saved, found_beside):
