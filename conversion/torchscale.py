@@ -18,8 +18,9 @@ from .checkpoint import Checkpoint
 from .format import Format, Plan, common_prefix, layer_count
 from .rules import Rule, same_bytes
 from .settings import Settings
-from .symbols import mapping, plain
+from .symbols import Opaque, mapping, plain
 
+Plain = str | int | float | bool | None
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "silu"}
 MATHEMATICAL = [
     "decoder_embed_dim",
@@ -101,7 +102,7 @@ def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[s
     tensors = {name[len(prefix) :]: tensor for name, tensor in checkpoint.state.items() if name.startswith(prefix)}
     if "layers.0.retention.q_proj.weight" not in tensors:
         refuse_foreign(tensors)
-    in_file = fairseq_arguments(checkpoint.content)
+    in_file = fairseq_arguments(checkpoint.content, bool(arguments))
     settings = Settings(arguments, in_file)
     if not arguments and not in_file:
         settings.missing += ["activation_fn", "no_scale_embedding", "layernorm_eps"]
@@ -119,19 +120,25 @@ def refuse_foreign(tensors: Mapping[str, Tensor]) -> None:
     raise ValueError(f"it is not a RetNet of torchscale: no layers.0.retention.q_proj.weight among {names}, ...")
 
 
-def fairseq_arguments(content: Any) -> dict[str, Any]:
-    """The model's arguments as fairseq stores them: cfg["model"] (mapping, namespace or omegaconf), or args."""
+def fairseq_arguments(content: Any, given: bool) -> dict[str, Any]:
+    """The model's arguments as fairseq stores them: cfg["model"] (mapping, namespace or omegaconf), or args.
+
+    ValueError where they are of a class that is not read, unless the caller has `given` them.
+    """
     root = mapping(content) or {}
-    stored = mapping((mapping(root.get("cfg")) or {}).get("model"))
-    stored = mapping(root.get("args")) if stored is None else stored
+    places = ((mapping(root.get("cfg")) or {}).get("model"), root.get("args"), root.get("cfg"))
+    stored = next((place for place in map(mapping, places[:2]) if place is not None), None)
+    unread = [plain(place) for place in places if isinstance(plain(place), Opaque)]
+    if stored is None and unread and not given:
+        raise ValueError(
+            f"its configuration is an object of class {unread[0].symbol}, which is not read: give the upstream's own "
+            "arguments as config={...} (--config key=value)"
+        )
     known = {name: plain(value) for name, value in (stored or {}).items() if name in (*MATHEMATICAL, *INDIFFERENT)}
     unreadable = [f"{name} ({value!r})" for name, value in known.items() if not isinstance(value, Plain)]
     if unreadable:
         raise ValueError(f"the values of {', '.join(unreadable)} are objects that are not read")
     return known
-
-
-Plain = str | int | float | bool | None
 
 
 def retnet_config(settings: Settings, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,17 @@ def test_every_container_round_trips_with_its_dtype(kind, dtype, tmp_path):
             assert json.loads(file.read_text()) == index
     assert found.keys() == state.keys()
     assert all(same_bytes(found[name], tensor) for name, tensor in state.items())
+
+
+def test_a_configuration_of_an_unread_class_is_refused_by_name(saved, tmp_path):
+    for content in ({"cfg": Fraction(1, 2)}, {"cfg": {"model": Fraction(1, 2)}}, {"args": Fraction(1, 2)}):
+        source = saved({**content, "model": retnet_state("decoder.")})
+        assert "object of class fractions.Fraction" in refusal("torchscale", source, tmp_path / "model")
+    convert("torchscale", source, tmp_path / "model", TORCHSCALE)
+    assert json.loads((tmp_path / "model" / "conversion.json").read_text())["refused"] == ["fractions.Fraction"]
+    arguments = {"activation_fn": Fraction(1, 2)}
+    source = saved({"cfg": {"model": arguments}, "model": retnet_state("decoder.")})
+    assert "values of activation_fn (<fractions.Fraction>)" in refusal("torchscale", source, tmp_path / "other")
 
 
 def test_a_body_without_output_layer_becomes_the_bare_model(saved, tmp_path):
