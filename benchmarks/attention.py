@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from types import SimpleNamespace
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from harness import Times, compare, error, progress, publish, ratio, start, table
 from torch import Tensor
 
+from noria import NoriaLinearTransformerConfig
 from noria.modeling.mixers.linear_attention import LinearMixer
 from noria.modeling.ops.dispatch import forced_form
 from noria.modeling.ops.matrix_recurrence import matrix_recurrence
@@ -46,16 +46,13 @@ def retention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return matrix_recurrence(q, k, v, decay)[0]
 
 
+@cache
+def linear_mixer() -> LinearMixer:
+    return LinearMixer(NoriaLinearTransformerConfig(hidden_size=HEADS * WIDTH))
+
+
 def normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    config = SimpleNamespace(
-        hidden_size=1,
-        num_attention_heads=1,
-        head_dim=1,
-        feature_map="elu",
-        normalizer_eps=1e-6,
-        rotary="none",
-    )
-    mixer = LinearMixer(config)
+    mixer = linear_mixer()
     context = Context(torch.arange(q.shape[2], device=q.device)[None])
     return mixer.attend_jointly(mixer.features.query(q), mixer.features.key(k), v, context, None)[0]
 

@@ -24,6 +24,7 @@ import torch
 from harness import compare, error, progress, publish, ratio, start, table
 from torch import Tensor
 
+from noria import NoriaRetNetConfig
 from noria.modeling.mixers.feature_maps import elu_plus_one
 from noria.modeling.mixers.retention import Retention
 from noria.modeling.ops.matrix_recurrence import matrix_recurrence
@@ -86,15 +87,7 @@ def retention_layers(module: ModuleType) -> tuple[torch.nn.Module, Retention]:
     """torchscale's layer and ours with the same weights."""
     settings = SimpleNamespace(multiway=False, layernorm_eps=1e-6)
     theirs = module.MultiScaleRetention(settings, WIDTH, WIDTH, HEADS)
-    config = SimpleNamespace(
-        hidden_size=WIDTH,
-        num_attention_heads=HEADS,
-        key_size=WIDTH,
-        value_size=WIDTH,
-        norm_eps=1e-6,
-        rotary_base=10000.0,
-        gate_act="silu",
-    )
+    config = NoriaRetNetConfig(hidden_size=WIDTH, num_attention_heads=HEADS, value_size=WIDTH, norm_eps=1e-6)
     ours = Retention(config)
     weights = {name.replace("out_proj", "o_proj"): weight for name, weight in theirs.state_dict().items()}
     ours.load_state_dict(weights)
