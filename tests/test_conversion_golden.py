@@ -14,8 +14,9 @@ from noria.modeling.linear_transformer import NoriaLinearTransformerModel
 from noria.modeling.retnet import NoriaRetNetForCausalLM
 
 GOLDEN = Path(__file__).parent / "golden"
-RETNET = ["retnet", "retnet_swish_tied"]
-LINEAR = ["linear_transformer", "linear_transformer_causal"]
+RETNET = ["retnet", "retnet_swish_tied", "retnet_deepnorm_half"]
+CAUSAL = ["linear_transformer_causal", "linear_transformer_widths"]
+LINEAR = ["linear_transformer", *CAUSAL]
 FORMATS = {"retnet": "torchscale", "linear_transformer": "fast_transformers"}
 
 
@@ -38,14 +39,14 @@ def golden(tmp_path_factory):
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, about: dict) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=about["tolerance"]["expected_abs"])
+    torch.testing.assert_close(actual, expected, rtol=2e-6, atol=about["tolerance"]["expected_abs"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", RETNET)
 def test_retnet_gives_the_originals_logits_and_hidden_states(case, golden):
     about, recorded, folder = golden(case)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert isinstance(model, NoriaRetNetForCausalLM)
     outputs = model(recorded["input_ids"], output_hidden_states=True)
     close(outputs.logits, recorded["logits"], about)
@@ -58,7 +59,7 @@ def test_retnet_gives_the_originals_logits_and_hidden_states(case, golden):
 @pytest.mark.parametrize("case", RETNET)
 def test_retnet_gives_the_originals_recurrent_logits_and_state(case, golden):
     about, recorded, folder = golden(case)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     cache, logits = None, []
     for token in recorded["input_ids"].split(1, dim=1):
         outputs = model(token, past_key_values=cache, use_cache=True)
@@ -72,7 +73,7 @@ def test_retnet_gives_the_originals_recurrent_logits_and_state(case, golden):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_leaves_the_originals_logits_alone(case, side, golden):
     about, recorded, folder = golden(case)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     pad = (3, 0) if side == "left" else (0, 3)
     ids = torch.nn.functional.pad(recorded["input_ids"], pad)
     mask = torch.nn.functional.pad(torch.ones_like(recorded["input_ids"]), pad)
@@ -84,7 +85,7 @@ def test_padding_leaves_the_originals_logits_alone(case, side, golden):
 @pytest.mark.parametrize("case", LINEAR)
 def test_linear_transformer_gives_the_originals_outputs(case, golden):
     about, recorded, folder = golden(case)
-    model = AutoModel.from_pretrained(folder).eval()
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     assert isinstance(model, NoriaLinearTransformerModel)
     assert model.config.vocab_size == 0
     outputs = model(inputs_embeds=recorded["x"], output_hidden_states=True)
@@ -96,9 +97,10 @@ def test_linear_transformer_gives_the_originals_outputs(case, golden):
 
 
 @torch.no_grad()
-def test_causal_linear_transformer_steps_like_the_original(golden):
-    about, recorded, folder = golden("linear_transformer_causal")
-    model = AutoModel.from_pretrained(folder).eval()
+@pytest.mark.parametrize("case", CAUSAL)
+def test_causal_linear_transformer_steps_like_the_original(case, golden):
+    about, recorded, folder = golden(case)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     cache, steps = None, []
     for x in recorded["x"].split(1, dim=1):
         outputs = model(inputs_embeds=x, past_key_values=cache, use_cache=True)
