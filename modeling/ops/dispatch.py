@@ -65,7 +65,7 @@ def choose_form(device: torch.device, length: int) -> str:
 def is_tracing_graph() -> bool:
     """Return whether a portable graph is recorded (torch.export, ONNX, TorchScript): no place for own operators."""
     exporting = getattr(torch.compiler, "is_exporting", None)
-    return bool(exporting and exporting()) or torch.jit.is_tracing()
+    return bool(exporting and exporting()) or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def optional_kernel(module: str, name: str, device: torch.device) -> Callable | None:

@@ -6,6 +6,7 @@ module's, so that copies under other names (remote code beside an installed pack
 """
 
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha1
 from typing import Any
 
@@ -93,17 +94,19 @@ class _Gradients:
     def choose(self, rows: slice) -> None:
         """Turn to some rows of the batch."""
         self.writers = [Writer(x[rows]) for x in (self.q, self.k, self.v)]
-        if self.decay is not None:
-            self.writers.append(self._add_constant if self.decay.dim() == 1 else Writer(self.decay[rows]))
+        decay = self.decay
+        if decay is not None:
+            self.writers.append(partial(_add_to_constant, decay) if decay.dim() == 1 else Writer(decay[rows]))
 
     def write(self, number: int, blocks: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
         """Store what a cell returned for one block; a gradient of the decay that is not asked for has no writer."""
         for writer, block in zip(self.writers, blocks, strict=False):
             writer(number, block)
 
-    def _add_constant(self, _: int, block: Tensor) -> None:
-        heads = self.state.shape[1]
-        self.decay += block.view(-1, heads, block.shape[1]).sum((0, 2))
+
+def _add_to_constant(target: Tensor, _: int, block: Tensor) -> None:
+    """Add a block (rows*h m) of the decay's gradient to that of the heads' constants (h)."""
+    target.add_(block.view(-1, len(target), block.shape[1]).sum((0, 2)))
 
 
 @torch.no_grad()
@@ -139,7 +142,7 @@ def _backward(
 
 class _Fast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         y, final, kept = _forward(*inputs, keep=True)
         ctx.save_for_backward(*inputs, kept)
         ctx.set_materialize_grads(False)
