@@ -9,13 +9,17 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.decoder import DecoderConfig
 from .backbone import Backbone, NoriaPreTrainedModel
 from .cache import NoriaCache
 from .layout import targets_in_layout
+
+
+def last_tokens(x: Tensor, keep: int | Tensor) -> Tensor:
+    """x (b t d) at its last `keep` tokens, at all where that is 0, or at the places of a tensor."""
+    return x[:, keep] if isinstance(keep, Tensor) else x[:, -keep:]
 
 
 class DecoderForCausalLM(NoriaPreTrainedModel, GenerationMixin):
@@ -62,7 +66,7 @@ class DecoderForCausalLM(NoriaPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(last_tokens(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             kwargs.setdefault("shift_labels", self.targets(labels, attention_mask, position_ids, **kwargs))
