@@ -73,10 +73,17 @@ def read_zip(path: Path) -> TorchFile:
             raise ValueError("the archive has no data.pkl")
         if "constants.pkl" in entries:
             raise ValueError("it is a TorchScript program, not a checkpoint")
-        if "byteorder" in entries and archive.read(entries["byteorder"]).strip() != b"little":
+        if "byteorder" in entries and member(archive, entries["byteorder"]).strip() != b"little":
             raise ValueError("it was written on a big-endian machine")
-        machine = Machine(io.BytesIO(archive.read(entries["data.pkl"])), zip_storages(archive, entries))
+        machine = Machine(io.BytesIO(member(archive, entries["data.pkl"])), zip_storages(archive, entries))
         return TorchFile(machine.run(), "zip", machine.refused)
+
+
+def member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of one member; torch compresses none, and a compressed one may be larger than the memory."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(name)
 
 
 def zip_storages(archive: zipfile.ZipFile, entries: dict[str, str]) -> Callable[[Any], Tensor]:
@@ -88,10 +95,7 @@ def zip_storages(archive: zipfile.ZipFile, entries: dict[str, str]) -> Callable[
         if key not in loaded:
             if f"data/{key}" not in entries:
                 raise ValueError(f"the archive lacks storage {key}")
-            info = archive.getinfo(entries[f"data/{key}"])
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"storage {key} is compressed")
-            loaded[key] = typed(archive.read(info), dtype, count)
+            loaded[key] = typed(member(archive, entries[f"data/{key}"]), dtype, count)
         return loaded[key]
 
     return load

@@ -2,8 +2,10 @@
 
 import argparse
 import collections
+import contextlib
 import os
 import pickle
+import random
 import struct
 import sys
 import types
@@ -206,6 +208,45 @@ def test_every_truncation_is_an_error_that_names_the_file(zipped, tmp_path):
         cut.write_bytes(data[:length])
         with pytest.raises(ValueError, match=r"cut\.pt is not a readable torch file"):
             read_torch(cut)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_damaged_pickles_give_value_errors_and_nothing_else(zipped, tmp_path):
+    source, damaged = tmp_path / "whole.pt", tmp_path / "damaged.pt"
+    content = {"model": {"w": torch.ones(3, 2)}, "rest": [{1, 2}, (1j, b"x"), 2**80, argparse.Namespace(a=1)]}
+    torch.save(content, source, _use_new_zipfile_serialization=zipped)
+    draw = random.Random(0)
+    for _ in range(300):
+        if zipped:
+            with zipfile.ZipFile(source) as whole, zipfile.ZipFile(damaged, "w") as archive:
+                for name in whole.namelist():
+                    data = whole.read(name)
+                    archive.writestr(name, mutated(data, draw) if name.endswith("data.pkl") else data)
+        else:
+            damaged.write_bytes(mutated(source.read_bytes(), draw))
+        with contextlib.suppress(ValueError):
+            read_checkpoint([damaged], ["model"])
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 1, 3))):
+        place = draw.randrange(len(changed))
+        if draw.random() < 0.5:
+            changed[place] = draw.randrange(256)
+        else:
+            changed[place:place] = bytes([draw.choice(b"Rbo0(tl}]su.Qa2\x81\x85\x86\x87e\x93\x94\x8f\x90")])
+    return bytes(changed)
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    torch.save({"w": torch.zeros(1000)}, tmp_path / "whole.pt")
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    with pytest.raises(ValueError, match="is compressed"):
+        read_torch(tmp_path / "bomb.pt")
 
 
 def test_a_flipped_byte_in_a_zip_is_found(tmp_path):
