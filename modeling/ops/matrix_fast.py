@@ -99,9 +99,10 @@ class _Gradients:
             self.writers.append(partial(_add_to_constant, decay) if decay.dim() == 1 else Writer(decay[rows]))
 
     def write(self, number: int, blocks: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
-        """Store what a cell returned for one block; a gradient of the decay that is not asked for has no writer."""
+        """Store what a cell returned for one block; a gradient of the decay that is not asked for is None."""
         for writer, block in zip(self.writers, blocks, strict=False):
-            writer(number, block)
+            if block is not None:
+                writer(number, block)
 
 
 def _add_to_constant(target: Tensor, _: int, block: Tensor) -> None:
