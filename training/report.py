@@ -34,7 +34,9 @@ def draw(history: History, path: Path) -> bool:
     figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     if history.curve:
-        axes.plot(*zip(*history.curve, strict=True), color="tab:blue", linewidth=1, label="training, a running mean")
+        axes.plot(
+            *zip(*history.curve, strict=True), color="tab:blue", linewidth=1, label="training batches, all tokens"
+        )
     axes.axhline(history.unigram, color="gray", linestyle="--", label=f"unigram baseline {history.unigram:.2f}")
     points = [(0.0, history.before)] + ([(history.seconds, history.after)] if history.after is not None else [])
     axes.plot(*zip(*points, strict=True), "o", color="tab:red", label="held-out text")
