@@ -187,7 +187,8 @@ def publish(question: str, arguments: argparse.Namespace, text: str) -> None:
     begin, end = f"<!-- {question}:begin -->", f"<!-- {question}:end -->"
     title = (sys.modules["__main__"].__doc__ or question).splitlines()[0].rstrip(".")
     source = f"What exactly is measured stands at the top of [{question}.py]({question}.py)."
-    body = f"{begin}\n## {title}\n\n{source}\n{machine()}\n\n    python benchmarks/{question}.py {options}\n\n{text}\n{end}"
+    command = f"    python benchmarks/{question}.py {options}"
+    body = "\n\n".join([f"{begin}\n## {title}", f"{source}\n{machine()}", command, f"{text}\n{end}"])
     page = RESULTS.read_text(encoding="utf-8")
     if begin not in page:
         page = f"{page.rstrip()}\n\n{begin}\n{end}\n"
