@@ -91,6 +91,13 @@ def test_a_model_and_its_folder_have_the_same_card(entry, head, tmp_path):
     assert f'{AUTO_CLASSES[head].__name__}.from_pretrained("model", trust_remote_code=True)' in text
 
 
+def test_shards_are_counted_together(tmp_path):
+    model = CAUSAL[0].model(dtype=torch.float32)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert rows(hub.card(tmp_path))["parameters"] == f"{model.num_parameters():,}"
+
+
 def test_a_licence_and_a_conversion_are_told(tmp_path):
     folder = hub.save(CAUSAL[0].model(dtype=torch.float32), tmp_path / "model")
     (folder / "conversion.json").write_text(json.dumps({"format": "fast_transformers"}))

@@ -14,11 +14,13 @@ import pytest
 import torch
 from architectures import CAUSAL, ENTRIES
 from hub_server import TOKEN, connected
+from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
 from noria import ARCHITECTURES, hub
 from noria.configuration.decoder import RECURRENT_LAYER_TYPE
 from noria.flat_code import flatten
+from noria.tokenization.characters import character_tokenizer
 
 # One worker runs them all: the subprocesses and the saved models are shared.
 pytestmark = pytest.mark.xdist_group("hub")
@@ -232,6 +234,14 @@ def huggingface_gpt2():
     from transformers import GPT2Config
 
     return GPT2Config(n_layer=1)
+
+
+def test_save_takes_the_tokenizer_along(tmp_path):
+    folder = hub.save(CAUSAL[0].model(dtype=torch.float32), tmp_path / "model", character_tokenizer("abc"))
+    assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(["a", "b", "c"]) == [4, 5, 6]
+    assert {"README.md", "config.json", "model.safetensors", "modeling_backbone.py"} <= {
+        x.name for x in folder.iterdir()
+    }
 
 
 def test_save_writes_all_or_nothing(tmp_path, monkeypatch):
