@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from .matrix_blocks import Reader, Writer, block_count, empty_like_mixers, row_groups
 from .matrix_channel_cell import ChannelCell
+from .matrix_constant_cell import ConstantCell, foldable
 from .matrix_scalar_cell import ScalarCell
 
 KEPT = 8
@@ -52,11 +53,14 @@ def _outputs(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tenso
 
 def _cell(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, rows: slice) -> ScalarCell | ChannelCell:
     dtype = _working_dtype(q, k, v)
-    if decay is not None and decay.dim() > 1:
-        decay = decay[rows]
-    if decay is not None and decay.dim() == 4:
-        return ChannelCell(q[rows], k[rows], v[rows], decay, dtype)
-    return ScalarCell(q[rows], k[rows], v[rows], decay, dtype)
+    parts = q[rows], k[rows], v[rows]
+    if decay is None:
+        return ScalarCell(*parts, None, dtype)
+    if decay.dim() == 1:
+        if foldable(decay, dtype):
+            return ConstantCell(*parts, decay, dtype)
+        decay = decay[:, None].expand(q.shape[:3])
+    return (ChannelCell if decay.dim() == 4 else ScalarCell)(*parts, decay[rows], dtype)
 
 
 def _copy_of(state: Tensor | None, like: Tensor) -> Tensor:

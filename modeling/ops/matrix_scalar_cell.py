@@ -1,4 +1,4 @@
-r"""One block of the matrix-state recurrence whose decay is none, one number per head, or one per head and token.
+r"""One block of the matrix-state recurrence whose decay is none, or one number per head and token.
 
 With c_i the sum of decays up to token i of the block, T its last token and D_ij = exp(c_i - c_j) for i >= j, else 0:
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .matrix_blocks import CHUNK, Reader, Scratch, decay_gradient
+from .matrix_blocks import Reader, Scratch, decay_gradient
 from .matrix_plain import decay_floor
 
 LOG2E = math.log2(math.e)
@@ -61,22 +61,13 @@ class ScalarCell:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, dtype: torch.dtype) -> None:
         self.read_q, self.read_k, self.read_v = Reader(q, dtype), Reader(k, dtype), Reader(v, dtype)
         self.dtype, self.scratch = dtype, Scratch(dtype, q.device)
-        self.read_decay, self.constant, self.factors = None, None, None
-        if decay is not None and decay.dim() == 1:
-            log2 = (decay.double() * LOG2E).clamp(min=decay_floor(dtype)).repeat(q.shape[0])
-            self.constant = factors_of(log2[:, None].expand(-1, min(CHUNK, q.shape[2])), dtype)
-        elif decay is not None:
-            self.read_decay = Reader(decay, torch.float64)
+        self.read_decay = None if decay is None else Reader(decay, torch.float64)
+        self.factors = None
 
     def load(self, number: int) -> None:
         """Turn to a block."""
         self.q, self.k, self.v = self.read_q(number), self.read_k(number), self.read_v(number)
-        if self.constant is not None:
-            m = self.q.shape[1]
-            if self.factors is None or m != self.factors.past.shape[1]:
-                pairs, past, ahead, _ = self.constant
-                self.factors = Factors(pairs[:, :m, :m], past[:, :m], ahead[:, -m:], past[:, m - 1 : m])
-        elif self.read_decay is not None:
+        if self.read_decay is not None:
             decay = self.read_decay(number) * LOG2E
             self.factors = factors_of(decay.clamp_(min=decay_floor(self.dtype)), self.dtype)
 

@@ -1,6 +1,6 @@
 """Bidirectional sums over whole sequences, for attention without softmax.
 
-    S = sum_j k_j^T v_j over the tokens j of a token's own sequence,   y_i = q_i S
+S = sum_j k_j^T v_j over the tokens j of a token's own sequence,   y_i = q_i S
 """
 
 import torch
