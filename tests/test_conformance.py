@@ -79,13 +79,28 @@ def model_tester(architecture):
     return type(f"{architecture.name}Tester", (tester.CausalLMModelTester,), attributes)
 
 
-def class_for(architecture):
+def causal_class(architecture):
     grows = "full_attention" in architecture.config_class().layer_types
     mixin = tester.CausalLMModelTest if grows else RecurrentMixin
     attributes = {"model_tester_class": model_tester(architecture), "__module__": __name__}
     return type(f"{architecture.name}Test", (mixin, unittest.TestCase), attributes)
 
 
+def masked_class(architecture):
+    def set_up(self):
+        self.model_tester = model_tester(architecture)(self)
+
+    attributes = {
+        "all_model_classes": (architecture.models["ForMaskedLM"],),
+        "has_attentions": "full_attention" in architecture.config_class().layer_types,
+        "setUp": set_up,
+        "__module__": __name__,
+    }
+    return type(f"{architecture.name}MaskedTest", (tester.ModelTesterMixin, unittest.TestCase), attributes)
+
+
 for architecture in ARCHITECTURES.values():
     if "ForCausalLM" in architecture.models:
-        globals()[f"{architecture.name}Test"] = class_for(architecture)
+        globals()[f"{architecture.name}Test"] = causal_class(architecture)
+    if "ForMaskedLM" in architecture.models:
+        globals()[f"{architecture.name}MaskedTest"] = masked_class(architecture)
