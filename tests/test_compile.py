@@ -1,9 +1,10 @@
 """Law 12: one graph for the forward call, one for the decoding step, and programs that torch.export carries away."""
 
-import time
+import os
 
 import pytest
 import torch
+import torch._inductor.config
 from architectures import CAUSAL, CLASSIFIERS, MASKED
 from laws import gradients, over, packed, ragged, same, same_gradients
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -169,16 +170,22 @@ def test_exported_programs_carry_the_state(entry, tokens) -> None:
         same(logits, expected[:, place : place + 1])
 
 
+def processor_seconds() -> float:
+    """Of this process and of the compilers that it ran: other work on the machine does not count."""
+    return sum(os.times()[:4])
+
+
 @pytest.mark.slow
 @over(PLAIN)
 def test_inductor_compiles_within_a_minute(entry, tokens) -> None:
     model, ids = entry.model(dtype=torch.float32, num_hidden_layers=3, initializer_range=0.02), tokens(2, 16 + STEPS)
     expected = model(ids).logits.detach()
-    start = time.process_time()
-    train, _ = compiled(model.train(), "inductor")
-    out = train(ids, labels=ids, use_cache=False)
-    out.loss.backward()
-    assert time.process_time() - start < 60
+    start = processor_seconds()
+    with torch._inductor.config.patch(compile_threads=1, force_disable_caches=True):
+        train, _ = compiled(model.train(), "inductor")
+        out = train(ids, labels=ids, use_cache=False)
+        out.loss.backward()
+    assert processor_seconds() - start < 60
     same(out.logits.detach(), expected, 1e-4)
     model.eval()
     with torch.no_grad():
