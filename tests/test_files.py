@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from accelerate import disk_offload
 from architectures import CAUSAL, ENTRIES, TINY
 from laws import over
 from safetensors.torch import load_file, save_file
@@ -145,6 +146,19 @@ def test_dtype_auto_is_that_of_the_file(entry, tmp_path) -> None:
     entry.model(dtype=torch.bfloat16).save_pretrained(tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
+@over(CAUSAL)
+@torch.no_grad()
+def test_weights_may_stay_on_disk(entry, tmp_path, tokens) -> None:
+    # Weights are there only while their own module is called: no forward may read those of another.
+    model, ids = entry.model(dtype=torch.float32), tokens(2, 9)
+    expected = model(ids).logits
+    written = model.generate(ids, max_new_tokens=4, do_sample=False)
+    disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.model.layers.parameters())
+    assert torch.equal(model(ids).logits, expected)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), written)
 
 
 @pytest.mark.parametrize("left", [0, 100, 0.5])
