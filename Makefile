@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constra
 QUESTIONS = $(shell grep -l __main__ benchmarks/*.py)
 
 # One thread per process: OpenMP threads that spin on a busy core slow everything down several times.
-PYTEST := -m pytest -q -n $(WORKERS) --dist loadgroup
+PYTEST := -m pytest -q -n $(WORKERS) --dist loadfile
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: help quickstart test fresh suite slow lint style types conformance bench wheel clean

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ..configuration.decoder import DecoderConfig
 from .backbone import Backbone, NoriaPreTrainedModel
 from .cache import NoriaCache
 from .layout import targets_in_layout
+from .row_linear import row_linears
 
 
 def last_tokens(x: Tensor, keep: int | Tensor) -> Tensor:
@@ -107,6 +110,12 @@ class DecoderForCausalLM(NoriaPreTrainedModel, GenerationMixin):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # pyright: ignore
         if "cache_params" in model_kwargs:
             model_kwargs["past_key_values"] = model_kwargs.pop("cache_params")
+
+    @contextmanager
+    def _optimize_model_for_decode(self) -> Iterator[None]:
+        """generate() decodes inside this block."""
+        with super()._optimize_model_for_decode(), row_linears(self):  # pyright: ignore
+            yield
 
 
 class DecoderForSequenceClassification(NoriaPreTrainedModel):

@@ -67,6 +67,12 @@ ENTRIES = [
     Entry("linear_transformer-cosine", NoriaLinearTransformerConfig, {"feature_map": "cosine", "rotary": "both"}),
     Entry("linear_transformer-efficient", NoriaLinearTransformerConfig, {"feature_map": "softmax"}),
     Entry("retnet", NoriaRetNetConfig, {"num_attention_heads": 2}, NO_ENCODER),
+    Entry(
+        "retnet-deepnorm",
+        NoriaRetNetConfig,
+        {"post_norm": True, "embedding_norm": True, "scale_embedding": True, "residual_scale": 1.4},
+        NO_ENCODER,
+    ),
     Entry("roformer", NoriaRoFormerConfig, {"num_attention_heads": 2, "norm_eps": 1e-6}, GROWS | NO_ENCODER),
 ]
 

@@ -61,9 +61,12 @@ class Retention(nn.Module):
         memory, count = (None, None) if state is None else state
         q, k, v = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (b h t d)
         q, k = self.position.rotate(q, k * self.key_dim**-0.5, context)
-        y, memory = matrix_recurrence(*self.hide_padding(q, k, v, context), state=memory, segments=context.segments)
-        seen = count_tokens(context, count, x.shape[0], x.shape[1])
-        y = y * self.row_scale(seen, y.dtype)
+        decay = context.once(("log decay", self.heads), lambda: self.log_decay(x.device))
+        y, memory = matrix_recurrence(
+            *self.hide_padding(q, k, v, decay, context), state=memory, segments=context.segments
+        )
+        seen, scale = context.once(("row scale", self.heads), lambda: self.row_scale(decay, context, count, x.shape))
+        y = y * scale.to(y.dtype)
         y = merge_heads(F.rms_norm(y, (self.value_dim,), eps=self.eps)).to(x.dtype)
         return self.o_proj(self.act(self.g_proj(x)) * y), (memory, seen[:, -1])
 
@@ -72,17 +75,21 @@ class Retention(nn.Module):
         decay = self.stored_decay or [math.log1p(-(2.0 ** (-5 - head))) for head in range(self.heads)]
         return torch.tensor(decay, device=device, dtype=torch.float32)
 
-    def hide_padding(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def hide_padding(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, context: Context) -> tuple[Tensor, ...]:
         """At padding nothing is stored and nothing forgotten; without padding the decay is one number per head."""
-        decay = self.log_decay(q.device)
         if context.mask is None:
             return q, k, v, decay
         real = context.mask[:, None, :]
         return q, k * real[..., None], v, decay[:, None] * real
 
-    def row_scale(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
-        """(1 + gamma + ... + gamma^(n-1))^(-1/2) for n (b t) tokens seen: (b h t 1)."""
-        decay = self.log_decay(seen.device)[:, None]
-        count = seen.clamp(min=1)[:, None].to(decay.dtype)  # (b 1 t)
+    def row_scale(
+        self, decay: Tensor, context: Context, before: Tensor | None, shape: torch.Size
+    ) -> tuple[Tensor, Tensor]:
+        """n (b t), the tokens seen after `before` (b), and (1 + gamma + ... + gamma^(n-1))^(-1/2) (b h t 1).
+
+        Every layer has seen the same tokens, so that the first computes both for all.
+        """
+        seen = count_tokens(context, before, shape[0], shape[1])
+        decay, count = decay[:, None], seen.clamp(min=1)[:, None].to(decay.dtype)  # (h 1), (b 1 t)
         total = torch.where(decay == 0, count, torch.expm1(count * decay) / torch.expm1(decay))
-        return torch.rsqrt(total)[..., None].to(dtype)
+        return seen, torch.rsqrt(total)[..., None]

@@ -39,10 +39,12 @@ def row_factor(decay: Tensor | None, t: int | None = None) -> Tensor | None:
 
 def step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Advance by one token: q, k (b h 1 dk), v (b h 1 dv)."""
-    new = k.transpose(-1, -2) * v
-    if state is not None:
+    column = k.transpose(-1, -2)
+    if state is None:
+        new = column * v
+    else:
         factor = row_factor(decay)
-        new = new + (state if factor is None else state * factor)
+        new = torch.addcmul(state if factor is None else state * factor, column, v)
     return q @ new, new
 
 

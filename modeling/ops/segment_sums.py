@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def bidirectional_product(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None = None) -> Tensor:
-    """q, k (b h t dk), v (b h t dv), segments (b t) or None -> y (b h t dv) in v's dtype, summed in float32 or wider."""
+    """q, k (b h t dk), v (b h t dv), segments (b t) or None -> y (b h t dv) in v's dtype, summed in float32."""
     wide = torch.promote_types(v.dtype, torch.float32)
     q, k, values = q.to(wide), k.to(wide), v.to(wide)
     if segments is None:
