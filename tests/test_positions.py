@@ -15,7 +15,7 @@ def test_continuations_share_a_prefix_under_a_mask(entry, additive, tokens) -> N
     expected = model(torch.cat((prefix.expand(3, -1), ends), dim=1)).logits[:, -1]
     visible = torch.ones(7, 7, dtype=torch.bool).tril()
     visible[4:, 4:] = torch.eye(3, dtype=torch.bool)  # the three ends do not see one another
-    mask = torch.where(visible, 0.0, torch.finfo(torch.float64).min).double() if additive else visible
+    mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min).double() if additive else visible
     positions = torch.tensor([[0, 1, 2, 3, 4, 4, 4]])
     ids = torch.cat((prefix, ends.T), dim=1)
     found = model(ids, attention_mask=mask[None, None], position_ids=positions, use_cache=False).logits
