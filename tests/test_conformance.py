@@ -31,7 +31,7 @@ def load_tester():
     """Import transformers' `tests.causal_lm_tester`, under the name by which its files import one another."""
     folder = Path(SOURCES).resolve()
     if not (folder / "causal_lm_tester.py").is_file():
-        pytest.exit(f"TRANSFORMERS_TESTS is {SOURCES!r}, where there is no causal_lm_tester.py", returncode=2)
+        raise ValueError(f"TRANSFORMERS_TESTS is {SOURCES!r}, a path without causal_lm_tester.py")
     # The mixins choose labels and base models by these names, which transformers' registration does not fill.
     for model_type, architecture in ARCHITECTURES.items():
         for head, model_class in architecture.models.items():
