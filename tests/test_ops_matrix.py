@@ -260,14 +260,18 @@ def test_exports_with_an_open_length(kind: str) -> None:
         assert_near(list(program.module()(*given(other))), list(Layer()(*given(other))), 1e-10)
 
 
+def forget_copy(name: str) -> None:
+    for known in [module for module in sys.modules if module.split(".")[0] == name]:
+        del sys.modules[known]
+
+
 def load_copy(name: str) -> object:
     """Import the folder of operators once more, as a package of another name."""
     folder = Path(matrix_fast.__file__).parent
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-    for known in [module for module in sys.modules if module.split(".")[0] == name]:
-        del sys.modules[known]
+    forget_copy(name)
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     return importlib.import_module(f"{name}.matrix_fast")
@@ -281,6 +285,7 @@ def test_copies_of_the_module_live_side_by_side() -> None:
         assert copy._NAMESPACE != matrix_fast._NAMESPACE
         for module in (copy, matrix_fast):
             assert all(torch.equal(x, y) for x, y in zip(module._forward_op(*inputs, True), expected, strict=True))
+        forget_copy(name)
 
 
 @pytest.mark.parametrize("kind", DECAYS)

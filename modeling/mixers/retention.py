@@ -68,7 +68,7 @@ class Retention(nn.Module):
         seen, scale = context.once(("row scale", self.heads), lambda: self.row_scale(decay, context, count, x.shape))
         y = y * scale.to(y.dtype)
         y = merge_heads(F.rms_norm(y, (self.value_dim,), eps=self.eps)).to(x.dtype)
-        return self.o_proj(self.act(self.g_proj(x)) * y), (memory, seen[:, -1])
+        return self.o_proj(self.act(self.g_proj(x)) * y), (memory, seen[:, -1].clone())
 
     def log_decay(self, device: torch.device) -> Tensor:
         """log gamma_h (h), float32."""
