@@ -9,11 +9,19 @@ from .matrix_chunkwise import CHUNK
 
 # Heads that one matrix product should be given at least, so that its cost outweighs the call's.
 HEADS = 16
+# Shorter blocks cost less arithmetic and more calls: the better bargain where a product has MANY heads.
+SHORT, MANY = 32, 8
 
 
-def block_count(length: int) -> int:
-    """Return into how many blocks of CHUNK tokens a sequence is cut; only the last may be shorter."""
-    return (length + CHUNK - 1) // CHUNK
+def block_size(batch: int, heads: int, keep: bool, decay: Tensor | None) -> int:
+    """Return how many tokens a block of the forward has: fewer where none are kept and decays do not vary."""
+    varies = decay is not None and decay.dim() > 1
+    return CHUNK if keep or varies or min(batch * heads, HEADS) < MANY else SHORT
+
+
+def block_count(length: int, size: int = CHUNK) -> int:
+    """Return into how many blocks of ``size`` tokens a sequence is cut; only the last may be shorter."""
+    return (length + size - 1) // size
 
 
 def row_groups(batch: int, heads: int) -> Iterator[slice]:
@@ -25,14 +33,14 @@ def row_groups(batch: int, heads: int) -> Iterator[slice]:
 class Reader:
     """The blocks (rows*h m ...) of a tensor (rows h t ...) in the working dtype; copied only where that must be."""
 
-    def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, x: Tensor, dtype: torch.dtype, size: int = CHUNK) -> None:
         rows, heads = x.shape[:2]
         self.buffer = None
         if x.dtype == dtype and (rows == 1 or x.stride(0) == heads * x.stride(1)):
             flat = x[0] if rows == 1 else x.view(rows * heads, *x.shape[2:])
-            self.blocks = flat.split(CHUNK, 1)
+            self.blocks = flat.split(size, 1)
         else:
-            self.blocks = x.split(CHUNK, 2)
+            self.blocks = x.split(size, 2)
             self.buffer = torch.empty_like(self.blocks[0], dtype=dtype, memory_format=torch.contiguous_format)
 
     def __call__(self, number: int) -> Tensor:
@@ -46,8 +54,8 @@ class Reader:
 class Writer:
     """The blocks of a tensor (rows h t ...) that are to be filled."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.blocks = x[0].split(CHUNK, 1) if x.shape[0] == 1 else x.split(CHUNK, 2)
+    def __init__(self, x: Tensor, size: int = CHUNK) -> None:
+        self.blocks = x[0].split(size, 1) if x.shape[0] == 1 else x.split(size, 2)
 
     def __call__(self, number: int, block: Tensor) -> None:
         """Store a block (rows*h m ...)."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .matrix_blocks import Reader, Scratch, decay_gradient
+from .matrix_blocks import CHUNK, Reader, Scratch, decay_gradient
 
 LOG2E = math.log2(math.e)
 
@@ -35,8 +35,8 @@ class Corner(NamedTuple):
 class ChannelCell:
     """The algebra of one block after another; ``load`` chooses the block, the other methods read or change a state."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, dtype: torch.dtype) -> None:
-        self.readers = [Reader(x, dtype) for x in (q, k, v, decay)]
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, dtype: torch.dtype, size: int = CHUNK) -> None:
+        self.readers = [Reader(x, dtype, size) for x in (q, k, v, decay)]
         self.scratch = Scratch(dtype, q.device)
 
     def load(self, number: int) -> None:

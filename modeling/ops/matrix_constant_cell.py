@@ -25,9 +25,9 @@ def foldable(decay: Tensor, dtype: torch.dtype) -> bool:
 class ConstantCell(ScalarCell):
     """The algebra of a block without decay, on queries and keys that carry it."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(q, k, v, None, dtype)
-        sums = torch.arange(1, CHUNK + 1, device=q.device) * decay.double().repeat(q.shape[0])[:, None]  # (n CHUNK)
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, dtype: torch.dtype, size: int = CHUNK) -> None:
+        super().__init__(q, k, v, None, dtype, size)
+        sums = torch.arange(1, size + 1, device=q.device) * decay.double().repeat(q.shape[0])[:, None]  # (n size)
         self.past, self.inverse = sums.exp().to(dtype)[..., None], (-sums).exp().to(dtype)[..., None]
 
     def load(self, number: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .matrix_blocks import Reader, Writer, block_count, empty_like_mixers, row_groups
+from .matrix_blocks import CHUNK, Reader, Writer, block_count, block_size, empty_like_mixers, row_groups
 from .matrix_channel_cell import ChannelCell
 from .matrix_constant_cell import ConstantCell, foldable
 from .matrix_scalar_cell import ScalarCell
@@ -51,16 +51,18 @@ def _outputs(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tenso
     return empty_like_mixers(v), final, final.new_empty(kept, *final.shape)
 
 
-def _cell(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, rows: slice) -> ScalarCell | ChannelCell:
+def _cell(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, rows: slice, size: int = CHUNK
+) -> ScalarCell | ChannelCell:
     dtype = _working_dtype(q, k, v)
     parts = q[rows], k[rows], v[rows]
     if decay is None:
-        return ScalarCell(*parts, None, dtype)
+        return ScalarCell(*parts, None, dtype, size)
     if decay.dim() == 1:
         if foldable(decay, dtype):
-            return ConstantCell(*parts, decay, dtype)
+            return ConstantCell(*parts, decay, dtype, size)
         decay = decay[:, None].expand(q.shape[:3])
-    return (ChannelCell if decay.dim() == 4 else ScalarCell)(*parts, decay[rows], dtype)
+    return (ChannelCell if decay.dim() == 4 else ScalarCell)(*parts, decay[rows], dtype, size)
 
 
 def _copy_of(state: Tensor | None, like: Tensor) -> Tensor:
@@ -73,10 +75,12 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, final, kept = _outputs(q, k, v, keep)
+    size = block_size(*q.shape[:2], keep, decay)
     for rows in row_groups(*q.shape[:2]):
-        cell, current = _cell(q, k, v, decay, rows), _copy_of(None if state is None else state[rows], final[rows])
-        write_y = Writer(y[rows])
-        for number in range(block_count(q.shape[2])):
+        cell = _cell(q, k, v, decay, rows, size)
+        current = _copy_of(None if state is None else state[rows], final[rows])
+        write_y = Writer(y[rows], size)
+        for number in range(block_count(q.shape[2], size)):
             if keep and number and number % KEPT == 0:
                 kept[number // KEPT - 1, rows].flatten(0, 1).copy_(current)
             cell.load(number)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .matrix_blocks import Reader, Scratch, decay_gradient
+from .matrix_blocks import CHUNK, Reader, Scratch, decay_gradient
 from .matrix_plain import decay_floor
 
 LOG2E = math.log2(math.e)
@@ -58,10 +58,12 @@ def factors_of(decay: Tensor, dtype: torch.dtype) -> Factors:
 class ScalarCell:
     """The algebra of one block after another; ``load`` chooses the block, the other methods read or change a state."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, dtype: torch.dtype) -> None:
-        self.read_q, self.read_k, self.read_v = Reader(q, dtype), Reader(k, dtype), Reader(v, dtype)
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, dtype: torch.dtype, size: int = CHUNK
+    ) -> None:
+        self.read_q, self.read_k, self.read_v = (Reader(x, dtype, size) for x in (q, k, v))
         self.dtype, self.scratch = dtype, Scratch(dtype, q.device)
-        self.read_decay = None if decay is None else Reader(decay, torch.float64)
+        self.read_decay = None if decay is None else Reader(decay, torch.float64, size)
         self.factors = None
 
     def load(self, number: int) -> None:
