@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.decoder import DecoderConfig
 from .backbone import Backbone, NoriaPreTrainedModel
 from .cache import NoriaCache
+from .language_model import LanguageModel
 from .layout import targets_in_layout
 from .row_linear import row_linears
 
@@ -25,23 +26,10 @@ def last_tokens(x: Tensor, keep: int | Tensor) -> Tensor:
     return x[:, keep] if isinstance(keep, Tensor) else x[:, -keep:]
 
 
-class DecoderForCausalLM(NoriaPreTrainedModel, GenerationMixin):
-    """A backbone of `model_class` and a linear head over the vocabulary; causal whatever the configuration says."""
+class DecoderForCausalLM(LanguageModel, GenerationMixin):
+    """A causal language model with generate() on the cache of its states."""
 
-    model_class: type[Backbone]
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__(config)
-        if not config.vocab_size:
-            raise ValueError("a language model needs `vocab_size` of at least 1, not 0.")
-        self.model = self.model_class(config)
-        self.model.causal = True
-        self.lm_head = self.make_head(config)
-        self.post_init()
-
-    def make_head(self, config: DecoderConfig) -> nn.Module:
-        return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+    causal = True
 
     @can_return_tuple
     def forward(

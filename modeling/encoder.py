@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..configuration.decoder import DecoderConfig
-from .backbone import Backbone, NoriaPreTrainedModel
+from .language_model import LanguageModel
 
 
-class EncoderForMaskedLM(NoriaPreTrainedModel):
-    """A backbone of `model_class` and a linear head over the vocabulary; always bidirectional."""
+class EncoderForMaskedLM(LanguageModel):
+    """A language model in which every token sees all others."""
 
-    model_class: type[Backbone]
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__(config)
-        if not config.vocab_size:
-            raise ValueError("a language model needs `vocab_size` of at least 1, not 0.")
-        self.model = self.model_class(config)
-        self.model.causal = False
-        self.lm_head = self.make_head(config)
-        self.post_init()
-
-    def make_head(self, config: DecoderConfig) -> nn.Module:
-        return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+    causal = False
 
     @can_return_tuple
     def forward(

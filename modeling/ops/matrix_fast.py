@@ -75,7 +75,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, final, kept = _outputs(q, k, v, keep)
-    size = block_size(*q.shape[:2], keep, decay)
+    size = block_size(q.shape[0], q.shape[1], keep, decay)
     for rows in row_groups(*q.shape[:2]):
         cell = _cell(q, k, v, decay, rows, size)
         current = _copy_of(None if state is None else state[rows], final[rows])
