@@ -39,7 +39,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	touch $@
 
 quickstart: $(VENV)/.viz
-	@OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/noria quickstart $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 $(VENV)/bin/noria quickstart $(ARGS)
 
 test:
 	$(MAKE) --no-print-directory fresh

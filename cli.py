@@ -196,14 +196,16 @@ def positive(flag: str, value: int | None) -> int | None:
 
 
 def calm_openmp() -> None:
-    """Starts the command anew with waiting OpenMP threads asleep, unless the environment says how they shall wait.
+    """Starts the command anew with waiting OpenMP threads soon asleep, unless the environment says how they shall wait.
 
-    By default they spin, and on a core that is also wanted by others training then becomes many times slower. OpenMP
-    reads the variable when it is loaded, with torch.
+    By default they spin, and on a core that is also wanted by others training then becomes many times slower. Asleep at
+    once they wake too late for the short products of a small model: a spin of a few microseconds serves both. OpenMP
+    reads the variables when it is loaded, with torch.
     """
     if "OMP_WAIT_POLICY" in os.environ or os.name == "nt":
         return
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "torch" in sys.modules and Path(sys.argv[0]).name in ("noria", "cli.py"):
         os.execv(sys.executable, [sys.executable, "-m", "noria.cli", *sys.argv[1:]])
 
