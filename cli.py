@@ -198,9 +198,9 @@ def positive(flag: str, value: int | None) -> int | None:
 def calm_openmp() -> None:
     """Starts the command anew with waiting OpenMP threads soon asleep, unless the environment says otherwise.
 
-    By default they spin, and on a core that is also wanted by others training becomes many times slower. Asleep at once
-    they wake too late for the short products of a small model. A spin of microseconds serves both. OpenMP reads the
-    variables when it is loaded, with torch.
+    By default they spin, and on a core that is also wanted by others training becomes many times slower. Asleep at
+    once they wake too late for the short products of a small model. A spin of microseconds serves both. OpenMP reads
+    the variables when it is loaded, with torch.
     """
     if "OMP_WAIT_POLICY" in os.environ or os.name == "nt":
         return
