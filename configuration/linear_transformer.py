@@ -18,6 +18,8 @@ class NoriaLinearTransformerConfig(HeadsConfig):
         where the denominator stays positive, or not ("none").
     rotary_base (`float`): base of that rotation.
     position_encoding (`str`): what is added to the embeddings: "sinusoidal" or "none".
+    scale_embedding (`bool`): multiply embeddings by sqrt(hidden_size) (arXiv:1706.03762, section 3.4), lest the code
+        that is added drown them; by default where "sinusoidal" positions are added to embeddings of the model's own.
     normalizer_eps (`float`): added to the denominator.
     bidirectional (`bool`): every token sees all tokens; `...ForCausalLM` is causal and `...ForMaskedLM` bidirectional
         whatever this says.
@@ -33,6 +35,7 @@ class NoriaLinearTransformerConfig(HeadsConfig):
     rotary: Literal["none", "numerator", "both"] = "none"
     rotary_base: float | int = 10000.0
     position_encoding: Literal["none", "sinusoidal"] = "sinusoidal"
+    scale_embedding: bool | None = None
     normalizer_eps: float = 1e-6
     bidirectional: bool = False
     final_norm: bool = True
@@ -41,6 +44,8 @@ class NoriaLinearTransformerConfig(HeadsConfig):
         super().derive_sizes()
         if self.value_head_dim is None:
             self.value_head_dim = self.head_dim
+        if self.scale_embedding is None:
+            self.scale_embedding = self.position_encoding == "sinusoidal" and self.vocab_size > 0
 
     def validate_rotary(self) -> None:
         if self.rotary != "none":

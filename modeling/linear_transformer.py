@@ -34,6 +34,7 @@ class NoriaLinearTransformerModel(Backbone):
         return super().make_norm(config) if config.final_norm else nn.Identity()
 
     def embed(self, x: Tensor, context: Context, **kwargs) -> Tensor:
+        x = x * self.config.hidden_size**0.5 if self.config.scale_embedding else x
         return self.position.add(x, context)
 
 

@@ -7,8 +7,12 @@ from ..registry import ARCHITECTURES
 PREFIX = "noria_"
 
 # What a short training likes better than the defaults: embeddings that are large from the start, so that they also
-# learn faster, and a head of its own.
-FAVOURED = {"retnet": {"scale_embedding": True}, "roformer": {"tie_word_embeddings": False}}
+# learn faster, a head of its own, and rotary positions in the place of added ones.
+FAVOURED = {
+    "linear_transformer": {"rotary": "numerator", "position_encoding": "none"},
+    "retnet": {"scale_embedding": True},
+    "roformer": {"tie_word_embeddings": False},
+}
 
 
 def causal_architectures() -> list[str]:
