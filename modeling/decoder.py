@@ -60,7 +60,8 @@ class DecoderForCausalLM(LanguageModel, GenerationMixin):
         logits = self.lm_head(last_tokens(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            kwargs.setdefault("shift_labels", self.targets(labels, attention_mask, position_ids, **kwargs))
+            if "shift_labels" not in kwargs:
+                kwargs["shift_labels"] = self.targets(labels, attention_mask, position_ids, **kwargs)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
