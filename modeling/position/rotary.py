@@ -15,12 +15,22 @@ from ..state import Context
 from .base import PositionEncoding
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def geometric(base: float, pairs: int, steps: float, device: torch.device) -> Tensor:
+    """base^(-i/steps) for i = 0 .. pairs-1, (pairs) in the widest dtype of the device."""
+    return base ** (-torch.arange(pairs, dtype=wide_dtype(device), device=device) / steps)
+
+
 def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin (b 1 t d/2) of positions (b t) times frequencies (d/2).
 
     Angles are reduced in float64 where the device has it: at position 65,536 float32 would be wrong by 0.004 rad.
     """
-    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    wide = wide_dtype(positions.device)
     angles = positions.to(wide)[:, None, :, None] * frequencies.to(wide)
     angles = torch.remainder(angles, 2 * math.pi).to(dtype)
     return angles.cos(), angles.sin()
@@ -46,10 +56,9 @@ class Rotary(PositionEncoding):
 
     def frequencies(self, device: torch.device) -> Tensor:
         """theta (d/2), float64 where the device has it."""
-        wide = torch.float32 if device.type == "mps" else torch.float64
         pairs = self.dim // 2
         steps = max(pairs - 1, 1) if self.endpoint else pairs
-        return self.base ** (-torch.arange(pairs, dtype=wide, device=device) / steps)
+        return geometric(self.base, pairs, steps, device)
 
     def rotate(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(q.dtype, torch.float32)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..state import Context
 from .base import PositionEncoding
-from .rotary import rotation
+from .rotary import geometric, rotation
 
 
 class Sinusoidal(PositionEncoding):
@@ -19,8 +19,7 @@ class Sinusoidal(PositionEncoding):
         self.dim, self.base = dim, float(base)
 
     def add(self, x: Tensor, context: Context) -> Tensor:
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        frequencies = self.base ** (-torch.arange(0, self.dim, 2, dtype=wide, device=x.device) / self.dim)
+        frequencies = geometric(self.base, (self.dim + 1) // 2, self.dim / 2, x.device)
         cos, sin = rotation(context.positions, frequencies, torch.promote_types(x.dtype, torch.float32))
         code = torch.stack((sin, cos), dim=-1).flatten(-2)[:, 0, :, : self.dim]  # (b t d)
         return x + code.to(x.dtype)
