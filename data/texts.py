@@ -1,11 +1,11 @@
 """The embedded text sample: short Chinese classics, one record a text, with a split that never changes."""
 
-import gzip
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+
+from .lines import json_lines
 
 GENRES = ("唐诗", "宋词", "诗经", "元曲", "论语", "孟子")
 
@@ -22,8 +22,7 @@ class Record:
 
 def classics() -> list[Record]:
     """Reads the 3,653 records of `zh_classics.jsonl.gz` in the file's order, from a checkout or a wheel."""
-    compressed = files(__package__).joinpath("zh_classics.jsonl.gz").read_bytes()
-    return [Record(**json.loads(line)) for line in gzip.decompress(compressed).decode("utf-8").splitlines()]
+    return [Record(**row) for row in json_lines("zh_classics")]
 
 
 def licence(source: str = "chinese-poetry") -> str:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from noria.data.tang_vs_song import LABELS, tang_vs_song
 from noria.data.texts import GENRES, classics, licence, split
 from noria.tokenization.characters import SPECIAL_TOKENS, character_tokenizer
 
@@ -36,6 +37,22 @@ def test_the_licence_is_shipped():
     assert "MIT License" in licence()
     with pytest.raises(ValueError, match="no licence of 'moon' is shipped; known sources: chinese-poetry"):
         licence("moon")
+
+
+def test_the_poems_are_what_their_readme_says():
+    train, test = tang_vs_song()
+    assert [Counter(poem.label for poem in side) for side in (train, test)] == [{0: 3520, 1: 3480}, {0: 480, 1: 520}]
+    assert LABELS == ("tang", "song")
+    assert {len(poem.text) for poem in train + test} == {64}
+    assert len({c for poem in train + test for c in poem.text}) == 6268
+    assert (len({poem.text for poem in train}), len({poem.text for poem in test})) == (6999, 1000)
+    assert not {poem.text for poem in train} & {poem.text for poem in test}
+
+
+def test_neither_form_nor_punctuation_tells_the_dynasty():
+    marks = "，。？！；："
+    forms = [Counter(i for i, c in enumerate(p.text) if c in marks) for side in tang_vs_song() for p in side]
+    assert {tuple(form) for form in forms} == {tuple(range(7, 64, 8))}
 
 
 def test_the_split_depends_on_the_text_alone(records):
