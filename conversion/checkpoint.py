@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .bundle import DATA_NAME, INDEX, is_v1_checkpoint, read_bundle
 from .layout import Encoder
 from .symbols import mapping
 from .torch_file import read_torch
@@ -44,6 +45,8 @@ class Checkpoint:
 def read_checkpoint(files: Sequence[Path], state_keys: Sequence[str]) -> Checkpoint:
     """Reads torch and safetensors files (and the index of a sharded checkpoint, a JSON file) as one checkpoint.
 
+    So too TensorFlow's bundles, an index and its data files, whose tensors of strings are dropped.
+
     `state_keys` are the keys under which a file may keep its state dict; ValueError where no tensors are found.
     """
     checkpoint = Checkpoint()
@@ -54,6 +57,10 @@ def read_checkpoint(files: Sequence[Path], state_keys: Sequence[str]) -> Checkpo
             record |= {"container": "json", "layout": json.loads(file.read_text("utf-8"))}
         elif file.suffix == ".safetensors":
             record |= read_safetensors(checkpoint, file)
+        elif file.suffix == INDEX:
+            record |= read_tensorflow(checkpoint, file)
+        elif DATA_NAME.fullmatch(file.name):
+            record |= {"container": "bundle data", "layout": None}
         else:
             record |= read_pickled(checkpoint, file, state_keys)
         checkpoint.files.append(record)
@@ -73,7 +80,16 @@ def read_safetensors(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     return {"container": "safetensors", "metadata": metadata, "layout": list(tensors)}
 
 
+def read_tensorflow(checkpoint: Checkpoint, index: Path) -> dict[str, Any]:
+    bundle = read_bundle(index)
+    checkpoint.add(index, bundle.tensors)
+    checkpoint.dropped |= bundle.dropped
+    return {"container": "bundle", "layout": bundle.layout}
+
+
 def read_pickled(checkpoint: Checkpoint, file: Path, state_keys: Sequence[str]) -> dict[str, Any]:
+    if is_v1_checkpoint(file):
+        raise ValueError(f"{file} is a TensorFlow V1 checkpoint, a format of one file that is not read; save it as V2")
     content, container, refused = read_torch(file)
     path = state_path(content, state_keys)
     encoder = Encoder(path)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from .bundle_write import write_bundle
 from .convert import EXTRAS, RECORD, WEIGHTS
 from .formats import find_format
 from .layout import decode
@@ -91,6 +92,8 @@ def write_file(part: Path, file: Mapping[str, Any], tensors: Mapping[str, Tensor
         path.write_text(json.dumps(layout, indent=2) + "\n", "utf-8")
     elif file["container"] == "safetensors":
         write_safetensors(path, {name: tensors[name] for name in layout}, file["metadata"])
-    else:
+    elif file["container"] == "bundle":
+        write_bundle(path, tensors, layout["shards"], layout["version"])
+    elif file["container"] != "bundle data":
         content = decode(layout, dict(tensors))
         torch.save(content, path, _use_new_zipfile_serialization=file["container"] == "zip")

@@ -9,6 +9,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from .bundle import INDEX, data_files, index_of
+
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PATTERNS = (
     "*.safetensors.index.json",
@@ -21,17 +23,22 @@ PATTERNS = (
     "*.bin",
     "model.safetensors",
     "*.safetensors",
+    "*.index",
 )
+POINTER = re.compile(r'^model_checkpoint_path: "(.+)"$', re.MULTILINE)
 
 
 def local(source: str | os.PathLike[str]) -> Path:
-    """`source` on this machine: a path that exists, or the downloaded snapshot of a Hub repository.
+    """`source` on this machine: a path that exists, the index of the bundle that it names, or the downloaded snapshot
+    of a Hub repository.
 
     FileNotFoundError where it is neither.
     """
     path = Path(source)
     if path.exists():
         return path
+    if (index := index_of(path)) is not None and index.is_file():
+        return index
     if not isinstance(source, str) or not REPOSITORY.fullmatch(source):
         raise FileNotFoundError(f"{source} does not exist, and is no Hub id of the form owner/name")
     try:
@@ -46,17 +53,35 @@ def local(source: str | os.PathLike[str]) -> Path:
 def checkpoint_files(path: Path, patterns: Sequence[str] = PATTERNS) -> list[Path]:
     """The files of the checkpoint at `path`, the first pattern that matches a folder's files deciding.
 
+    A file may be one of several: the index of a sharded checkpoint, or any file of a TensorFlow bundle.
     FileNotFoundError where there is none, ValueError where several match: one is then to be named.
     """
     if path.is_file():
-        return shards(path) if path.name.endswith(".index.json") else [path]
+        return with_shards(path)
     for pattern in patterns:
         found = sorted(file for file in path.glob(pattern) if file.is_file())
         if len(found) > 1:
+            found = [file for file in found if file.name == pointed(path)] or found
+        if len(found) > 1:
             raise ValueError(f"{path} holds several checkpoints, name one: {', '.join(file.name for file in found)}")
         if found:
-            return shards(found[0]) if found[0].suffix == ".json" else found
+            return with_shards(found[0])
     raise FileNotFoundError(f"{path} holds no checkpoint file ({', '.join(patterns)})")
+
+
+def with_shards(file: Path) -> list[Path]:
+    """`file` and the others that belong to it, the index first."""
+    if file.name.endswith(".index.json"):
+        return shards(file)
+    index = index_of(file)
+    return [file] if index is None else [index, *data_files(index)]
+
+
+def pointed(folder: Path) -> str:
+    """The index that TensorFlow's text file `checkpoint` names as the latest of the folder; "" where there is none."""
+    pointer = folder / "checkpoint"
+    match = POINTER.search(pointer.read_text("utf-8", "replace")) if pointer.is_file() else None
+    return Path(match[1]).name + INDEX if match else ""
 
 
 def shards(index: Path) -> list[Path]:
