@@ -18,7 +18,15 @@ from .modeling.linear_transformer import (
     NoriaLinearTransformerModel,
 )
 from .modeling.retnet import NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification, NoriaRetNetModel
-from .modeling.roformer import NoriaRoFormerForCausalLM, NoriaRoFormerForSequenceClassification, NoriaRoFormerModel
+from .modeling.roformer import (
+    NoriaRoFormerForCausalLM,
+    NoriaRoFormerForMaskedLM,
+    NoriaRoFormerForMultipleChoice,
+    NoriaRoFormerForQuestionAnswering,
+    NoriaRoFormerForSequenceClassification,
+    NoriaRoFormerForTokenClassification,
+    NoriaRoFormerModel,
+)
 from .registry import ARCHITECTURES, register
 
 __version__ = "0.1.0"
@@ -31,7 +39,16 @@ register(
     NoriaLinearTransformerForSequenceClassification,
 )
 register(NoriaRetNetConfig, NoriaRetNetModel, NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification)
-register(NoriaRoFormerConfig, NoriaRoFormerModel, NoriaRoFormerForCausalLM, NoriaRoFormerForSequenceClassification)
+register(
+    NoriaRoFormerConfig,
+    NoriaRoFormerModel,
+    NoriaRoFormerForMaskedLM,
+    NoriaRoFormerForCausalLM,
+    NoriaRoFormerForSequenceClassification,
+    NoriaRoFormerForTokenClassification,
+    NoriaRoFormerForQuestionAnswering,
+    NoriaRoFormerForMultipleChoice,
+)
 
 __all__ = [
     "ARCHITECTURES",
@@ -47,7 +64,11 @@ __all__ = [
     "NoriaRetNetModel",
     "NoriaRoFormerConfig",
     "NoriaRoFormerForCausalLM",
+    "NoriaRoFormerForMaskedLM",
+    "NoriaRoFormerForMultipleChoice",
+    "NoriaRoFormerForQuestionAnswering",
     "NoriaRoFormerForSequenceClassification",
+    "NoriaRoFormerForTokenClassification",
     "NoriaRoFormerModel",
     "convert",
     "export",

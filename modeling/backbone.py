@@ -5,6 +5,8 @@ A subclass names its parts as class attributes; `decoder.py` and `encoder.py` pu
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -32,6 +34,11 @@ class NoriaPreTrainedModel(CheckedFiles):
     _can_compile_fullgraph = True
     _is_stateful = False  # rollback is exact, so assisted decoding is allowed
     _can_record_outputs = {"hidden_states": MixerBlock}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if hasattr(module, "initialize"):
+            module.initialize(self.config.initializer_range)
 
 
 class Backbone(NoriaPreTrainedModel):
@@ -90,15 +97,19 @@ class Backbone(NoriaPreTrainedModel):
         cache = self.open_cache(past_key_values, use_cache, x)
         layout = self.find_layout(x, attention_mask, position_ids, cache, **kwargs)
         cache = self.uncached_if_packed(cache, past_key_values, layout)
-        context = self.make_context(x, attention_mask, cache, layout)
-        x = self.embed(x, context, **kwargs)
+        context = self.make_context(x, attention_mask, cache, layout, **kwargs)
+        x = self.embed(x, context, input_ids=input_ids, **kwargs)
         for block, cell in zip(self.layers, cells(cache, len(self.layers)), strict=True):
             inputs = x
             x, state = block(inputs, context, cell.read(block, inputs))
             cell.write(state, inputs, context)
         if hasattr(cache, "positions"):  # no isinstance: the cache may come from a flat copy of this code
             cache.positions = layout.positions[:, -1] + 1  # pyright: ignore
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
+        return self.make_output(self.norm(x), context, cache)
+
+    def make_output(self, x: Tensor, context: Context, cache: Cache | None) -> BaseModelOutputWithPast:
+        """What the last hidden states x (b t d) are returned in."""
+        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache)
 
     def embed_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
@@ -173,7 +184,7 @@ class Backbone(NoriaPreTrainedModel):
         return any(kind != RECURRENT_LAYER_TYPE for kind in self.config.layer_types)
 
     def make_context(
-        self, x: Tensor, attention_mask: Tensor | dict | None, cache: Cache | None, layout: Layout
+        self, x: Tensor, attention_mask: Tensor | dict | None, cache: Cache | None, layout: Layout, **kwargs
     ) -> Context:
         visibility = attention = None
         if self.grows:
@@ -181,7 +192,13 @@ class Backbone(NoriaPreTrainedModel):
             if isinstance(attention_mask, dict):
                 visibility = attention_mask.get("full_attention")
             else:
-                visibility = make_visibility(self.config, x, attention_mask, cache, layout, self.causal)
+                visibility = self.make_visibility(x, attention_mask, cache, layout, **kwargs)
         elif isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
             raise ValueError("a 4-D `attention_mask` says what softmax attention sees: this model has none, give 2-D.")
         return Context(*layout, visibility, attention, causal=self.causal, keep_state=cache is not None)
+
+    def make_visibility(
+        self, x: Tensor, attention_mask: Tensor | None, cache: Cache | None, layout: Layout, **kwargs
+    ) -> Any:
+        """What softmax attention may see of x (b t d) and the cached keys."""
+        return make_visibility(self.config, x, attention_mask, cache, layout, self.causal)

@@ -24,12 +24,15 @@ class MixerBlock(GradientCheckpointingLayer):
 
     def __init__(self, config, layer: int) -> None:
         super().__init__()
-        self.mixer_norm = self.norm_class(config.hidden_size, eps=config.norm_eps)
+        self.mixer_norm = self.make_norm(config)
         self.mixer = self.make_mixer(config, layer)
         self.dropout = nn.Dropout(config.dropout)
 
     def make_mixer(self, config, layer: int) -> nn.Module:
         return self.mixer_class(config)
+
+    def make_norm(self, config) -> nn.Module:
+        return self.norm_class(config.hidden_size, eps=config.norm_eps)
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
         """The state before any token, for `batch` rows of a model whose weights are of `dtype`."""
@@ -49,8 +52,11 @@ class PreNormBlock(MixerBlock):
 
     def __init__(self, config, layer: int) -> None:
         super().__init__(config, layer)
-        self.mlp_norm = self.norm_class(config.hidden_size, eps=config.norm_eps)
-        self.mlp = self.mlp_class(config)
+        self.mlp_norm = self.make_norm(config)
+        self.mlp = self.make_mlp(config)
+
+    def make_mlp(self, config) -> nn.Module:
+        return self.mlp_class(config)
 
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         y, state = self.mixer(self.mixer_norm(x), context, state)

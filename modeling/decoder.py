@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
@@ -17,7 +16,7 @@ from ..configuration.decoder import DecoderConfig
 from .backbone import Backbone, NoriaPreTrainedModel
 from .cache import NoriaCache
 from .language_model import LanguageModel
-from .layout import targets_in_layout
+from .layout import first_or_last_real, targets_in_layout
 from .row_linear import row_linears
 
 
@@ -158,12 +157,10 @@ class DecoderForSequenceClassification(NoriaPreTrainedModel):
 
     def last_real(self, x: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         """The hidden state (b d) of each row's last real token."""
-        batch, length, _ = x.shape
         if attention_mask is not None:
-            real = attention_mask[:, -length:].bool()
+            real = attention_mask[:, -x.shape[1] :].bool()
         elif input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id
         else:
             return x[:, -1]
-        place = torch.where(real, torch.arange(length, device=x.device), 0).amax(dim=1)
-        return x[torch.arange(batch, device=x.device), place]
+        return first_or_last_real(x, real, last=True)

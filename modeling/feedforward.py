@@ -8,12 +8,10 @@ from .activation import activation
 class MLP(nn.Module):
     """W_down act(W_up x)"""
 
-    bias = True
-
-    def __init__(self, config) -> None:
+    def __init__(self, config, bias: bool = True) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=self.bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=self.bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.act = activation(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -23,13 +21,11 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """W_down (act(W_gate x) * W_up x)"""
 
-    bias = False
-
-    def __init__(self, config) -> None:
+    def __init__(self, config, bias: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=self.bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=self.bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=self.bias)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.act = activation(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:

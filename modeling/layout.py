@@ -57,6 +57,29 @@ def find_layout(
     return Layout(positions, mask, None if segments is None else segments.expand(batch, -1))
 
 
+def find_key_positions(
+    layout: Layout, attention_mask: Tensor | None, past: int | Tensor, keys: int, batch: int
+) -> Tensor:
+    """The place (b s) or (1 s) of each of `keys` keys: `past` cached ones, then the layout's tokens, then room.
+
+    Places of cached keys follow from `attention_mask` (b past+t) where it is given, else they count back from the
+    first new token. What stands in the room of a static cache is seen by no query.
+    """
+    new, length = layout.positions, layout.positions.shape[1]
+    if keys == length:
+        return new
+    slots = torch.arange(keys, device=new.device)[None]
+    if attention_mask is None:
+        places = slots - past + new[:, :1]
+    else:
+        places = F.pad(attention_mask.long().cumsum(1) - 1, (0, keys - attention_mask.shape[1])).clamp(min=0)
+        mask = attention_mask[:, attention_mask.shape[1] - length :].bool()
+        ahead = new - places[:, attention_mask.shape[1] - length : attention_mask.shape[1]]
+        places = places + torch.where(mask, ahead, torch.iinfo(torch.int64).min).amax(dim=1, keepdim=True).clamp(min=0)
+    into = (past + torch.arange(length, device=new.device))[None].expand(batch, -1)
+    return places.expand(batch, -1).scatter(1, into, new.expand(batch, -1))
+
+
 def trailing_mask(attention_mask: Tensor, batch: int, length: int, past: int | Tensor) -> Tensor | None:
     """The mask of the new tokens, or None where all are real (known only outside tracing)."""
     shape = tuple(attention_mask.shape)
@@ -153,3 +176,10 @@ def targets_in_layout(labels: Tensor, layout: Layout) -> Tensor:
     targets = labels.new_full((labels.shape[0], labels.shape[1] + 1), -100)
     # What has no predictor goes to a column past the end, which is cut off.
     return targets.scatter(1, torch.where(keep, before, labels.shape[1]), labels)[:, :-1].contiguous()
+
+
+def first_or_last_real(x: Tensor, real: Tensor, last: bool) -> Tensor:
+    """x (b t d) at the first (or last) place (b d) where real (b t) holds; the row's first where none does."""
+    place = torch.arange(x.shape[1], device=x.device)
+    chosen = torch.where(real, place, 0).amax(dim=1) if last else real.long().argmax(dim=1)
+    return x[torch.arange(x.shape[0], device=x.device), chosen]

@@ -10,14 +10,19 @@ from .decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from .encoder import EncoderForMaskedLM
 from .feedforward import MLP
 from .mixers.linear_attention import LinearMixer
-from .position.table import make_absolute
+from .position.base import PositionEncoding
+from .position.rotary import Rotary
+from .position.sinusoidal import Sinusoidal
 from .state import Context
 
 
 class LinearTransformerBlock(PostNormBlock):
-    mixer_class = LinearMixer
     mlp_class = MLP
     norm_class = nn.LayerNorm
+
+    def make_mixer(self, config: NoriaLinearTransformerConfig, layer: int) -> nn.Module:
+        rotates = config.rotary != "none"
+        return LinearMixer(config, Rotary(config.head_dim, config.rotary_base) if rotates else PositionEncoding())
 
 
 class NoriaLinearTransformerModel(Backbone):
@@ -28,7 +33,8 @@ class NoriaLinearTransformerModel(Backbone):
 
     def make_embeddings(self, config: NoriaLinearTransformerConfig) -> None:
         super().make_embeddings(config)
-        self.position = make_absolute(config.position_encoding, config.hidden_size)
+        adds = config.position_encoding == "sinusoidal"
+        self.position = Sinusoidal(config.hidden_size) if adds else PositionEncoding()
 
     def make_norm(self, config: NoriaLinearTransformerConfig) -> nn.Module:
         return super().make_norm(config) if config.final_norm else nn.Identity()

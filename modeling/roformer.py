@@ -1,26 +1,49 @@
 """RoFormer: Su et al. 2021, Enhanced Transformer with Rotary Position Embedding (arXiv:2104.09864)."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from ..configuration.roformer import NoriaRoFormerConfig
 from .activation import activation
 from .backbone import Backbone, NoriaPreTrainedModel
 from .block import MixerBlock, PostNormBlock
-from .decoder import DecoderForCausalLM, DecoderForSequenceClassification
+from .decoder import DecoderForCausalLM
+from .encoder import (
+    EncoderForMaskedLM,
+    EncoderForMultipleChoice,
+    EncoderForQuestionAnswering,
+    EncoderForSequenceClassification,
+    EncoderForTokenClassification,
+)
 from .feedforward import MLP
+from .layout import Layout, find_key_positions, first_or_last_real
+from .mixers.linear_attention import LinearMixer
 from .mixers.softmax_attention import ScoredValues, SoftmaxAttention
-from .position.rotary import Rotary
+from .norm import make_norm
+from .position.table import encoding
 from .state import Context
+from .unilm import UniLMGeneration, check_types, default_types
+from .visibility import is_plain, make_unilm_visibility, make_visibility
+
+MIXERS = {"softmax": SoftmaxAttention, "linear": LinearMixer}
 
 
 class RoFormerBlock(PostNormBlock):
-    mlp_class = MLP
-    norm_class = nn.LayerNorm
+    def make_mixer(self, config: NoriaRoFormerConfig, layer: int) -> nn.Module:
+        position = encoding(config.position_encoding).layer(config)
+        return MIXERS[config.attention](config, position, bias=config.use_bias)
 
-    def make_mixer(self, config, layer: int) -> nn.Module:
-        return SoftmaxAttention(config, Rotary(config.head_dim, config.rotary_base))
+    def make_norm(self, config: NoriaRoFormerConfig) -> nn.Module:
+        return make_norm(config.norm_type, config.hidden_size, config.norm_eps)
+
+    def make_mlp(self, config: NoriaRoFormerConfig) -> nn.Module:
+        return MLP(config, bias=config.use_bias)
 
 
 class RoFormerPreTrainedModel(NoriaPreTrainedModel):
@@ -31,42 +54,150 @@ class RoFormerPreTrainedModel(NoriaPreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": MixerBlock, "attentions": ScoredValues}
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if self.config.version == 2 and isinstance(module, nn.Linear | nn.Embedding):
+            # fan_in^(-1/2) L^(-1/2), drawn within two deviations: 1.1368 makes up for the tails that are cut.
+            std = 1.13684723 * (module.weight.shape[1] * max(self.config.num_hidden_layers, 1)) ** -0.5
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **kwargs
+    ) -> Tensor:
+        """Sentences input_ids (b t) -> unit vectors (b d): what the pooler makes of the first token, over its length.
+
+        Their products are cosines. Raises ValueError where the configuration has no pooler.
+        """
+        if self.config.pooler == "none":
+            raise ValueError("this model has no pooler to encode sentences with: RoFormer-Sim has pooler='linear'.")
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "use_cache": False} | kwargs
+        return F.normalize(self.base_model(input_ids, **inputs).pooler_output, dim=-1)
+
+
+class Pooler(nn.Module):
+    """W x + b of a row's first token x (b d), through tanh where BERT has it."""
+
+    def __init__(self, config: NoriaRoFormerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = activation({"linear": "identity", "tanh": "tanh"}[config.pooler])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.dense(x))
+
 
 class NoriaRoFormerModel(RoFormerPreTrainedModel, Backbone):
-    """Word and token-type embeddings, their norm, and post-norm blocks; no position is added to the embeddings."""
+    """Word and token-type embeddings, their norm, and post-norm blocks. `pooler_output` (b d) where there is a pooler."""
 
     block_class = RoFormerBlock
     norm_class = None
     _no_split_modules = ["RoFormerBlock"]
 
-    def make_embeddings(self, config: NoriaRoFormerConfig) -> None:
-        super().make_embeddings(config)
-        self.embed_types = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.embed_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.embed_dropout = nn.Dropout(config.dropout)
+    def __init__(self, config: NoriaRoFormerConfig) -> None:
+        super().__init__(config)
+        self.pooler = None if config.pooler == "none" else Pooler(config)
+        self.mask_decoder = None  # the masked language model's, if it has one
+        self.post_init()
 
-    def embed(self, x: Tensor, context: Context, token_type_ids: Tensor | None = None, **kwargs) -> Tensor:
-        """token_type_ids (b t), all 0 where not given."""
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        return self.embed_dropout(self.embed_norm(x + self.embed_types(token_type_ids)))
+    def make_embeddings(self, config: NoriaRoFormerConfig) -> None:
+        width = config.embedding_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id) if config.vocab_size else None
+        self.embed_types = nn.Embedding(config.type_vocab_size, width)
+        self.position = encoding(config.position_encoding).model(config)
+        self.embed_norm = make_norm(config.norm_type, width, config.norm_eps)
+        self.embed_dropout = nn.Dropout(config.dropout)
+        mapped = width != config.hidden_size
+        self.embed_project = nn.Linear(width, config.hidden_size, config.use_bias) if mapped else nn.Identity()
+
+    def make_context(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | dict | None,
+        cache: Cache | None,
+        layout: Layout,
+        token_type_ids: Tensor | None = None,
+        **kwargs,
+    ) -> Context:
+        past = 0 if cache is None else cache.get_seq_length()
+        types = default_types(x, past, self.config.unilm) if token_type_ids is None else token_type_ids
+        if self.config.unilm:
+            check_types(types, past)
+        context = super().make_context(x, attention_mask, cache, layout, token_type_ids=types, **kwargs)
+        context.shared["token_type_ids"] = types
+        if self.sees_keys:
+            keys = x.shape[1] if cache is None else cache.get_mask_sizes(x.shape[1], 0)[0]
+            known = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
+            context.key_positions = find_key_positions(layout, known, past, keys, x.shape[0])
+        return context
+
+    def make_visibility(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+        layout: Layout,
+        token_type_ids: Tensor | None = None,
+        **kwargs,
+    ) -> Any:
+        if self.sees_keys and not is_plain(self.config):
+            raise ValueError(
+                f"position_encoding={self.config.position_encoding!r} works on scores, which "
+                f"{self.config._attn_implementation!r} does not show: choose attn_implementation='sdpa'."
+            )
+        ready = attention_mask is not None and attention_mask.dim() == 4
+        if self.config.unilm and not ready and token_type_ids is not None:
+            if cache is None or cache.get_seq_length() == 0:
+                return make_unilm_visibility(self.config, x, token_type_ids, cache, layout)
+            return make_visibility(self.config, x, attention_mask, cache, layout, True, self.sees_keys)
+        return make_visibility(self.config, x, attention_mask, cache, layout, self.causal, self.sees_keys)
+
+    @property
+    def sees_keys(self) -> bool:
+        return self.config.attention == "softmax" and any(layer.mixer.position.sees_keys for layer in self.layers)
+
+    def embed(self, x: Tensor, context: Context, input_ids: Tensor | None = None, **kwargs) -> Tensor:
+        """token_type_ids (b t): all 0 where not given, but 1 in a UniLM model that continues a cache."""
+        x = self.position.add(x + self.embed_types(context.shared["token_type_ids"]), context, input_ids)
+        if self.config.version == 1:
+            x = self.embed_dropout(self.embed_norm(x))
+        else:
+            x = self.embed_norm(self.embed_dropout(x))
+        context.position = self.position.share(x, context)
+        return self.embed_project(x)
+
+    def make_output(self, x: Tensor, context: Context, cache: Cache | None):
+        if self.mask_decoder is not None:
+            context.shared["decoded"] = self.mask_decoder(x, context)
+        pooled = None
+        if self.pooler is not None:
+            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if context.mask is None else context.mask
+            pooled = self.pooler(first_or_last_real(x, real, last=False))
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=x, pooler_output=pooled, past_key_values=cache
+        )
 
 
 class RoFormerHead(nn.Module):
-    """BERT's head: norm(act(W x + b)) E^T + bias."""
+    """BERT's: norm(act(W x + b)) E^T + bias, or x E^T alone."""
 
     def __init__(self, config: NoriaRoFormerConfig) -> None:
         super().__init__()
-        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act = activation(config.hidden_act)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.transform = None
+        if config.head_transform:
+            self.transform = nn.Linear(config.hidden_size, config.embedding_size)
+            self.act = activation(config.hidden_act)
+            self.norm = make_norm(config.norm_type, config.embedding_size, config.norm_eps)
+        self.decoder = nn.Linear(config.embedding_size, config.vocab_size, bias=config.head_transform)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.norm(self.act(self.transform(x))))
+        if self.transform is not None:
+            x = self.norm(self.act(self.transform(x)))
+        return self.decoder(x)
 
 
-class NoriaRoFormerForCausalLM(RoFormerPreTrainedModel, DecoderForCausalLM, GenerationMixin):
+class RoFormerLanguageModel(RoFormerPreTrainedModel):
+    """What the masked and the causal language model share: the trunk and the head."""
+
     model_class = NoriaRoFormerModel
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embed_tokens.weight"}
 
@@ -80,8 +211,36 @@ class NoriaRoFormerForCausalLM(RoFormerPreTrainedModel, DecoderForCausalLM, Gene
         self.lm_head.decoder = new_embeddings
 
 
-class NoriaRoFormerForSequenceClassification(RoFormerPreTrainedModel, DecoderForSequenceClassification):
+class NoriaRoFormerForCausalLM(RoFormerLanguageModel, UniLMGeneration, DecoderForCausalLM, GenerationMixin):
+    """Reads from left to right; with `unilm` a prompt of token type 0 in both directions, and writes type 1."""
+
+
+class NoriaRoFormerForMaskedLM(RoFormerLanguageModel, EncoderForMaskedLM):
+    pass
+
+
+class NoriaRoFormerForSequenceClassification(RoFormerPreTrainedModel, EncoderForSequenceClassification):
     model_class = NoriaRoFormerModel
 
 
-__all__ = ["NoriaRoFormerForCausalLM", "NoriaRoFormerForSequenceClassification", "NoriaRoFormerModel"]
+class NoriaRoFormerForTokenClassification(RoFormerPreTrainedModel, EncoderForTokenClassification):
+    model_class = NoriaRoFormerModel
+
+
+class NoriaRoFormerForQuestionAnswering(RoFormerPreTrainedModel, EncoderForQuestionAnswering):
+    model_class = NoriaRoFormerModel
+
+
+class NoriaRoFormerForMultipleChoice(RoFormerPreTrainedModel, EncoderForMultipleChoice):
+    model_class = NoriaRoFormerModel
+
+
+__all__ = [
+    "NoriaRoFormerForCausalLM",
+    "NoriaRoFormerForMaskedLM",
+    "NoriaRoFormerForMultipleChoice",
+    "NoriaRoFormerForQuestionAnswering",
+    "NoriaRoFormerForSequenceClassification",
+    "NoriaRoFormerForTokenClassification",
+    "NoriaRoFormerModel",
+]

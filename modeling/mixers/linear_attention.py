@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..ops.matrix_recurrence import matrix_recurrence
 from ..ops.segment_sums import bidirectional_product
 from ..position.base import PositionEncoding
-from ..position.rotary import Rotary
 from ..state import Context, State
 from .feature_maps import feature_map
 from .heads import merge_heads, split_heads
@@ -28,20 +27,26 @@ def append_one(x: Tensor) -> Tensor:
 
 
 class LinearMixer(nn.Module):
-    """x (b t d) -> (b t d), for a config with hidden_size, num_attention_heads, head_dim, feature_map and rotary."""
+    """x (b t d) -> (b t d), for a config with hidden_size, num_attention_heads, head_dim, feature_map and rotary.
 
-    bias = True
+    Raises ValueError for a position encoding that works on scores, which linear attention never computes.
+    """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, position: PositionEncoding, bias: bool = True) -> None:
         super().__init__()
+        if position.sees_keys:
+            raise ValueError(
+                f"linear attention computes no scores, so its positions cannot be {type(position).__name__}: choose a "
+                "rotary encoding, or one that is added to the embeddings."
+            )
         width, self.heads, self.head_dim = config.hidden_size, config.num_attention_heads, config.head_dim
         self.value_dim = config.value_head_dim
         keys, values = self.heads * self.head_dim, self.heads * self.value_dim
-        self.q_proj, self.k_proj = (nn.Linear(width, keys, bias=self.bias) for _ in range(2))
-        self.v_proj = nn.Linear(width, values, bias=self.bias)
-        self.o_proj = nn.Linear(values, width, bias=self.bias)
+        self.q_proj, self.k_proj = (nn.Linear(width, keys, bias=bias) for _ in range(2))
+        self.v_proj = nn.Linear(width, values, bias=bias)
+        self.o_proj = nn.Linear(values, width, bias=bias)
         self.features, self.eps = feature_map(config.feature_map), config.normalizer_eps
-        self.position = PositionEncoding() if config.rotary == "none" else Rotary(self.head_dim, config.rotary_base)
+        self.position = position
         self.joint = config.rotary != "numerator" and not self.features.per_channel
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
@@ -52,6 +57,7 @@ class LinearMixer(nn.Module):
 
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         q, k, v = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (b h t d)
+        v = self.position.turn(v, context)
         wide = torch.promote_types(x.dtype, torch.float32)
         q, k = self.features.query(q.to(wide)), self.features.key(k.to(wide))
         if context.mask is not None:

@@ -18,7 +18,7 @@ class Sinusoidal(PositionEncoding):
         super().__init__()
         self.dim, self.base = dim, float(base)
 
-    def add(self, x: Tensor, context: Context) -> Tensor:
+    def add(self, x: Tensor, context: Context, ids: Tensor | None = None) -> Tensor:
         frequencies = geometric(self.base, (self.dim + 1) // 2, self.dim / 2, x.device)
         cos, sin = rotation(context.positions, frequencies, torch.promote_types(x.dtype, torch.float32))
         code = torch.stack((sin, cos), dim=-1).flatten(-2)[:, 0, :, : self.dim]  # (b t d)
