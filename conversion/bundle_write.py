@@ -11,6 +11,7 @@ from torch import Tensor
 from .bundle import INDEX, shard_name
 from .bundle_messages import NUMBERS, Entry, Header
 from .crc32c import crc32c, masked
+from .raw_bytes import raw_bytes
 from .sstable import write_table
 
 
@@ -60,8 +61,7 @@ def check_names(tensors: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def content_of(name: str, value: Any) -> tuple[Any, int, tuple[int, ...]]:
     """The bytes of a tensor, TensorFlow's number of its dtype, and its shape."""
-    tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     if tensor.dtype not in NUMBERS:
         raise ValueError(f"tensor {name!r} is {tensor.dtype}, which a bundle cannot hold")
-    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return content, NUMBERS[tensor.dtype], tuple(tensor.shape)
+    return raw_bytes(tensor).numpy(), NUMBERS[tensor.dtype], tuple(tensor.shape)

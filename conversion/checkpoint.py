@@ -41,6 +41,11 @@ class Checkpoint:
                 raise ValueError(f"{where}: tensor {name!r} is also in another file of the checkpoint")
             (self.state if name in state else self.others)[name] = tensor
 
+    def drop(self, name: str, reason: str) -> None:
+        """Leaves out a tensor of `state` that is no part of the model, such as an optimizer's; export lacks it too."""
+        del self.state[name]
+        self.dropped[name] = reason
+
 
 def read_checkpoint(files: Sequence[Path], state_keys: Sequence[str]) -> Checkpoint:
     """Reads torch and safetensors files (and the index of a sharded checkpoint, a JSON file) as one checkpoint.

@@ -17,9 +17,10 @@ from transformers import GenerationConfig
 from .checkpoint import Checkpoint, read_checkpoint
 from .format import Plan
 from .formats import find_format
+from .raw_bytes import write_safetensors
 from .rules import Applied, apply, check
 from .source import checkpoint_files, local
-from .target import atomic_folder, check_target, write_safetensors
+from .target import atomic_folder, check_target
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from .bundle_write import write_bundle
 from .convert import EXTRAS, RECORD, WEIGHTS
 from .formats import find_format
 from .layout import decode
+from .raw_bytes import write_safetensors
 from .rules import undo
 from .source import local, shards
-from .target import atomic_folder, check_target, write_safetensors
+from .target import atomic_folder, check_target
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def export(format: str, source: str | os.PathLike[str], target: str | os.PathLik
     with atomic_folder(folder) as part:
         for file in record["files"]:
             logger.info("writing %s", folder / file["name"])
-            write_file(part, file, state)
+            write_file(part, file, state, record.get("dropped", {}))
     return folder
 
 
@@ -85,15 +86,18 @@ def load(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def write_file(part: Path, file: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """One file of the upstream, in its own container."""
+def write_file(
+    part: Path, file: Mapping[str, Any], tensors: Mapping[str, Tensor], dropped: Collection[str] = ()
+) -> None:
+    """One file of the upstream, in its own container. A bundle is written without its `dropped` tensors."""
     path, layout = part / file["name"], file["layout"]
     if file["container"] == "json":
         path.write_text(json.dumps(layout, indent=2) + "\n", "utf-8")
     elif file["container"] == "safetensors":
         write_safetensors(path, {name: tensors[name] for name in layout}, file["metadata"])
     elif file["container"] == "bundle":
-        write_bundle(path, tensors, layout["shards"], layout["version"])
+        shards = [[name for name in names if name not in dropped] for names in layout["shards"]]
+        write_bundle(path, tensors, shards, layout["version"])
     elif file["container"] != "bundle data":
         content = decode(layout, dict(tensors))
         torch.save(content, path, _use_new_zipfile_serialization=file["container"] == "zip")

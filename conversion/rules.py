@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .raw_bytes import same_bytes
+
 
 def identity(tensor: Tensor) -> Tensor:
     return tensor
@@ -72,14 +74,6 @@ def as_tuple(made: Any) -> tuple[Tensor, ...]:
 
 def pattern(name: str) -> re.Pattern[str]:
     return re.compile(r"(\d+)".join(re.escape(part) for part in name.split("{}")))
-
-
-def same_bytes(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same dtype, shape and bytes (NaN equals NaN, -0 is not 0)."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    flat = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(*flat)
 
 
 def enumerate_names(names: Iterable[str], most: int = 6) -> str:

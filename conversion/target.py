@@ -3,12 +3,9 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor
 
 
 def check_target(target: Path) -> None:
@@ -40,28 +37,3 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes `tensors` with their own dtypes; ValueError names one whose dtype the format lacks."""
-    try:
-        save_file(independent(tensors), path, dict(metadata) if metadata is not None else None)
-        # safetensors makes files that only their owner may read; the folder tells what is usual here.
-        path.chmod(path.parent.stat().st_mode & 0o666)
-    except KeyError as error:
-        names = [name for name, tensor in tensors.items() if tensor.dtype == error.args[0]]
-        raise ValueError(f"safetensors cannot hold {error.args[0]}, the dtype of {', '.join(names[:6])}") from error
-
-
-def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous, none sharing memory with another."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        result[name] = tensor
-    return result
