@@ -60,8 +60,10 @@ def _backend(vocabulary: dict[str, int]) -> Tokenizer:
 
 def _normalizer() -> Normalizer:
     # BertNormalizer drops private and unassigned characters too, and takes twice as long.
-    cased = r"[\p{Lu}\p{Ll}\p{Lt}]"
-    final_sigma = Regex(rf"(?<={cased})\x{{3A3}}(?!\p{{M}}*{cased})")
+    # Greek ends a word with another sigma, which Lowercase does not know: a cased letter before, none after; marks and
+    # apostrophes between do not count, of which a lookbehind can pass over two.
+    cased, between = r"[\p{Lu}\p{Ll}\p{Lt}]", r"[\p{Mn}\p{Me}\p{Cf}\p{Lm}\p{Sk}'.:·\x{2019}]"
+    final_sigma = Regex(rf"(?<={cased}|{cased}{between}|{cased}{between}{{2}})\x{{3A3}}(?!{between}*{cased})")
     unseen = Regex(r"[\p{Mn}\p{Cc}\p{Cf}\x{FFFD}&&[^\t\n\r]]")
     return NormalizerSequence([ReplaceBefore(final_sigma, "ς"), Lowercase(), NFD(), ReplaceBefore(unseen, "")])
 

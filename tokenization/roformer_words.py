@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import unicodedata
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,8 @@ def segmenter():
 
 def normalize(text: str) -> str:
     """Lower case without accents."""
-    decomposed = unicodedata.normalize("NFD", text.lower())
-    return "".join(character for character in decomposed if unicodedata.category(character) != "Mn")
+    text = text.lower()
+    return text if text.isascii() else unicodedata.normalize("NFD", text).translate(_WITHOUT_ACCENTS)
 
 
 def pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
@@ -135,21 +136,28 @@ def pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
     return found
 
 
-class _Apart(dict):
-    """For `str.translate`: ideographs and punctuation between spaces, control characters nowhere; filled as asked."""
+class _Translation(dict):
+    """For `str.translate`: what `rule` makes of a character, asked once for each."""
+
+    def __init__(self, rule: Callable[[str], str]):
+        super().__init__()
+        self.rule = rule
 
     def __missing__(self, code: int) -> str:
-        character = chr(code)
-        category = unicodedata.category(character)
-        # ASCII has symbols that Unicode does not count as punctuation, and BERT does.
-        symbol = code < 128 and character.isprintable() and not character.isalnum() and character != " "
-        if symbol or category.startswith("P") or is_ideograph(character):
-            self[code] = f" {character} "
-        elif character in "\t\n\r" or category == "Zs":
-            self[code] = " "
-        else:
-            self[code] = "" if category in ("Cc", "Cf") or character == "\ufffd" else character
+        self[code] = self.rule(chr(code))
         return self[code]
 
 
-_APART = _Apart()
+def apart(character: str) -> str:
+    """Ideographs and punctuation between spaces, white space as a space, control characters as nothing."""
+    category = unicodedata.category(character)
+    # ASCII has symbols that Unicode does not count as punctuation, and BERT does.
+    if category[0] == "P" or (character.isascii() and category[0] == "S") or is_ideograph(character):
+        return f" {character} "
+    if category == "Zs" or character in "\t\n\r":
+        return " "
+    return "" if category in ("Cc", "Cf") or character == "\ufffd" else character
+
+
+_APART = _Translation(apart)
+_WITHOUT_ACCENTS = _Translation(lambda character: "" if unicodedata.category(character) == "Mn" else character)
