@@ -1,5 +1,6 @@
 """RoFormer: Su et al. 2021, Enhanced Transformer with Rotary Position Embedding (arXiv:2104.09864)."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.roformer import NoriaRoFormerConfig
 from .activation import activation
@@ -23,6 +25,7 @@ from .encoder import (
 )
 from .feedforward import MLP
 from .layout import Layout, find_key_positions, first_or_last_real
+from .mask_decoder import EnhancedMaskDecoder
 from .mixers.linear_attention import LinearMixer
 from .mixers.softmax_attention import ScoredValues, SoftmaxAttention
 from .norm import make_norm
@@ -52,7 +55,7 @@ class RoFormerPreTrainedModel(NoriaPreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": MixerBlock, "attentions": ScoredValues}
+    _can_record_outputs = {"hidden_states": MixerBlock, "attentions": OutputRecorder(ScoredValues, 1, "layers")}
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -72,6 +75,13 @@ class RoFormerPreTrainedModel(NoriaPreTrainedModel):
             raise ValueError("this model has no pooler to encode sentences with: RoFormer-Sim has pooler='linear'.")
         inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "use_cache": False} | kwargs
         return F.normalize(self.base_model(input_ids, **inputs).pooler_output, dim=-1)
+
+
+@dataclass
+class RoFormerOutput(BaseModelOutputWithPoolingAndCrossAttentions):
+    """decoded (b t d): what the enhanced mask decoder, if there is one, makes of last_hidden_state."""
+
+    decoded: Tensor | None = None
 
 
 class Pooler(nn.Module):
@@ -166,15 +176,12 @@ class NoriaRoFormerModel(RoFormerPreTrainedModel, Backbone):
         return self.embed_project(x)
 
     def make_output(self, x: Tensor, context: Context, cache: Cache | None):
-        if self.mask_decoder is not None:
-            context.shared["decoded"] = self.mask_decoder(x, context)
+        decoded = None if self.mask_decoder is None else self.mask_decoder(x, context)
         pooled = None
         if self.pooler is not None:
             real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if context.mask is None else context.mask
             pooled = self.pooler(first_or_last_real(x, real, last=False))
-        return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=x, pooler_output=pooled, past_key_values=cache
-        )
+        return RoFormerOutput(last_hidden_state=x, pooler_output=pooled, past_key_values=cache, decoded=decoded)
 
 
 class RoFormerHead(nn.Module):
@@ -216,7 +223,16 @@ class NoriaRoFormerForCausalLM(RoFormerLanguageModel, UniLMGeneration, DecoderFo
 
 
 class NoriaRoFormerForMaskedLM(RoFormerLanguageModel, EncoderForMaskedLM):
-    pass
+    """Fills in masked tokens; with `enhanced_mask_decoder` from hidden states decoded with absolute positions."""
+
+    def __init__(self, config: NoriaRoFormerConfig) -> None:
+        super().__init__(config)
+        if config.enhanced_mask_decoder:
+            self.model.mask_decoder = EnhancedMaskDecoder(config, RoFormerBlock(config, config.num_hidden_layers))
+            self.post_init()
+
+    def decoded(self, outputs: RoFormerOutput) -> Tensor:
+        return outputs.last_hidden_state if outputs.decoded is None else outputs.decoded
 
 
 class NoriaRoFormerForSequenceClassification(RoFormerPreTrainedModel, EncoderForSequenceClassification):

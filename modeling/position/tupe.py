@@ -19,8 +19,9 @@ from .t5 import T5Bias
 TERMS = 2
 
 
-def check_positions(positions: Tensor, length: int) -> None:
-    """ValueError for positions beyond a table of `length` rows; not known while tracing."""
+def check_positions(context: Context, length: int) -> None:
+    """ValueError for a real token beyond a table of `length` rows; not known while tracing."""
+    positions = context.positions if context.mask is None else context.positions * context.mask
     if torch.compiler.is_compiling() or not positions.numel():
         return
     if (last := int(positions.max())) >= length:
@@ -50,12 +51,12 @@ class Tupe(PositionEncoding):
 
     def mapped(self, positions: Tensor, projection: nn.Linear) -> Tensor:
         """p U (b h t d) of positions (b t)."""
-        # Keys that a static cache has room for may lie beyond the table; none of them is seen.
+        # Padding and the room of a static cache may lie beyond the table; neither is seen.
         codes = self.norm(self.embed_positions(positions.clamp(0, self.length - 1)))
         return projection(codes).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def share(self, x: Tensor, context: Context) -> Any:
-        check_positions(context.positions, self.length)
+        check_positions(context, self.length)
         relative = self.relative.share(x, context)
         keys = context.key_positions
         asked, met = self.mapped(context.positions, self.position_query), self.mapped(keys, self.position_key)
