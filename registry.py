@@ -13,9 +13,13 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+
+from .tokenization.roformer_words import NoriaRoFormerTokenizer
 
 AUTO_CLASSES = {
     "Model": AutoModel,
@@ -37,6 +41,8 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
+# What AutoTokenizer makes of a model type whose folder has a vocabulary, but no tokenizer that says what it is.
+TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"noria_roformer": NoriaRoFormerTokenizer}
 
 
 def register(config_class: type[PreTrainedConfig], *model_classes: type[PreTrainedModel]) -> None:
@@ -46,4 +52,6 @@ def register(config_class: type[PreTrainedConfig], *model_classes: type[PreTrain
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for head, model_class in models.items():
         AUTO_CLASSES[head].register(config_class, model_class, exist_ok=True)
+    if config_class.model_type in TOKENIZERS:
+        AutoTokenizer.register(config_class, tokenizer_class=TOKENIZERS[config_class.model_type], exist_ok=True)
     ARCHITECTURES[config_class.model_type] = Architecture(prefix.removeprefix("Noria"), config_class, models)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from transformers import PreTrainedTokenizer
@@ -44,7 +45,7 @@ class NoriaRoFormerTokenizer(PreTrainedTokenizer):
     def __init__(self, vocab_file: str | os.PathLike[str] | None = None, **kwargs: Any):
         if vocab_file is None:
             raise ValueError("the folder holds no vocab.txt, which this tokenizer reads its words from.")
-        segmenter()
+        import_jieba()
         self._ids = read_vocabulary(vocab_file)
         self._tokens = {index: token for token, index in self._ids.items()}
         if not any(map(is_word, self._ids)):
@@ -96,16 +97,25 @@ class NoriaRoFormerTokenizer(PreTrainedTokenizer):
         return (str(path),)
 
 
-@cache
-def segmenter():
-    """This process' own jieba, with jieba's dictionary alone; raises ImportError where jieba is not installed."""
+# Whatever saves the tokenizer saves this code with it: without noria, it loads by trust_remote_code or not at all.
+NoriaRoFormerTokenizer.register_for_auto_class("AutoTokenizer")
+
+
+def import_jieba() -> ModuleType:
+    """The package jieba; raises ImportError where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jieba's strings have escapes that newer Pythons complain about
             import jieba
     except ImportError:
         raise ImportError("word models cut text with jieba, which is missing: pip install noria[jieba]") from None
-    words = jieba.Tokenizer()
+    return jieba
+
+
+@cache
+def segmenter() -> Any:
+    """A `jieba.Tokenizer` with jieba's dictionary alone, made when a process first cuts a text."""
+    words = import_jieba().Tokenizer()
     # What initialize() does, but without its lines on stderr, and without its cache in the folder for temporary files:
     # that one may be another user's or another version's, and it would decide over ids.
     words.FREQ, words.total = words.gen_pfdict(words.get_dict_file())
