@@ -18,8 +18,11 @@ class Sinusoidal(PositionEncoding):
         super().__init__()
         self.dim, self.base = dim, float(base)
 
+    def codes(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """p_k (b t d) of the positions k (b t)."""
+        frequencies = geometric(self.base, (self.dim + 1) // 2, self.dim / 2, positions.device)
+        cos, sin = rotation(positions, frequencies, dtype)
+        return torch.stack((sin, cos), dim=-1).flatten(-2)[:, 0, :, : self.dim]
+
     def add(self, x: Tensor, context: Context, ids: Tensor | None = None) -> Tensor:
-        frequencies = geometric(self.base, (self.dim + 1) // 2, self.dim / 2, x.device)
-        cos, sin = rotation(context.positions, frequencies, torch.promote_types(x.dtype, torch.float32))
-        code = torch.stack((sin, cos), dim=-1).flatten(-2)[:, 0, :, : self.dim]  # (b t d)
-        return x + code.to(x.dtype)
+        return x + self.codes(context.positions, torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
