@@ -3,10 +3,13 @@
 (R_m x)_2i   = x_2i cos(m theta_i) - x_2i+1 sin(m theta_i)
 (R_m x)_2i+1 = x_2i+1 cos(m theta_i) + x_2i sin(m theta_i),     theta_i = base^(-2i/d)
 
-(R_m q)^T (R_n k) = q^T R_(n-m) k: only the distance remains.  Pairs are neighbours (interleaved), as in the paper.
+(R_m q)^T (R_n k) = q^T R_(n-m) k: only the distance remains.  Pairs are neighbours (interleaved), as in the paper:
+x_2i + i x_2i+1 is a complex number that is multiplied by e^(i m theta_i).
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +29,7 @@ def geometric(base: float, pairs: int, steps: float, device: torch.device) -> Te
 
 
 def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (b 1 t d/2) of positions (b t) times frequencies (d/2).
+    """cos and sin (b 1 t d/2) of positions (b t) times frequencies (d/2), or (b 1 t d/2) where each token has its own.
 
     Angles are reduced in float64 where the device has it: at position 65,536 float32 would be wrong by 0.004 rad.
     """
@@ -36,34 +39,109 @@ def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tupl
     return angles.cos(), angles.sin()
 
 
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring channels of x (b h t d) by the angles of cos and sin (b 1 t d/2)."""
+class Angles(NamedTuple):
+    """cos and sin (b 1 t d/2), and e^(i angle) of the same shape where complex numbers can be used."""
+
+    cos: Tensor
+    sin: Tensor
+    turns: Tensor | None
+
+
+def make_angles(positions: Tensor, frequencies: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Angles:
+    """The angles of `rotation`, cos and sin multiplied by `factor`."""
+    cos, sin = rotation(positions, frequencies, dtype)
+    if factor != 1:
+        cos, sin = cos * factor, sin * factor
+    # Compilers fuse the real form and know no complex numbers.
+    return Angles(cos, sin, None if torch.compiler.is_compiling() else torch.complex(cos, sin))
+
+
+def holds_pairs(x: Tensor) -> bool:
+    """Whether each pair of neighbouring channels lies in memory as a complex number does."""
+    return x.stride(-1) == 1 and all(step % 2 == 0 for step in (x.storage_offset(), *x.stride()[:-1]))
+
+
+def rotate_pairs(x: Tensor, angles: Angles) -> Tensor:
+    """Turn neighbouring channels of x (b h t d) by angles (b 1 t d/2).
+
+    One complex product reads and writes x once, in the order in which x lies in memory: 5 to 30 times as fast as the
+    sums of strided halves.
+    """
+    if angles.turns is not None and holds_pairs(x):
+        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * angles.turns
+        return torch.view_as_real(turned).flatten(-2)
     even, odd = x[..., ::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.stack((even * angles.cos - odd * angles.sin, odd * angles.cos + even * angles.sin), dim=-1).flatten(
+        -2
+    )
 
 
 class Rotary(PositionEncoding):
     """theta_i = base^(-2i/d), or base^(-i/(d/2-1)) with `endpoint`, as torchscale's RetNet has it.
 
-    Frequencies are computed in the forward call and kept in no buffer, which from_pretrained would leave unset.
+    rotated (int): the first channels that are turned, the others keep their values; by default all `dim`.
+    values (bool): values are turned too.
+    Frequencies are computed in the forward call and kept in no buffer, which from_pretrained would leave unset. Raises
+    ValueError where the channels to turn do not come in pairs.
     """
 
-    def __init__(self, dim: int, base: float = 10000.0, endpoint: bool = False) -> None:
+    rotates = staticmethod(rotate_pairs)
+
+    def __init__(
+        self,
+        dim: int,
+        base: float = 10000.0,
+        endpoint: bool = False,
+        rotated: int | None = None,
+        values: bool = False,
+    ) -> None:
         super().__init__()
+        rotated = dim if rotated is None else rotated
         if dim % 2:
             raise ValueError(f"rotary positions turn pairs of channels, so the head size must be even, not {dim}.")
-        self.dim, self.base, self.endpoint = dim, float(base), endpoint
+        if rotated % 2 or not 0 < rotated <= dim:
+            raise ValueError(f"of {dim} channels an even number from 2 to {dim} can be turned, not {rotated}.")
+        self.dim, self.base, self.endpoint, self.rotated, self.values = dim, float(base), endpoint, rotated, values
+        self.given: Sequence[float] | None = None
+        self.factor = 1.0
+
+    def take(self, frequencies: Sequence[float], factor: float = 1.0) -> None:
+        """Use these frequencies (rotated/2) in place of the powers of `base`; cos and sin are multiplied by `factor`.
+
+        Raises ValueError for more frequencies than pairs of channels.
+        """
+        if not 0 < 2 * len(frequencies) <= self.dim:
+            raise ValueError(f"{len(frequencies)} frequencies do not fit a head of {self.dim // 2} pairs of channels.")
+        self.given, self.rotated, self.factor = tuple(frequencies), 2 * len(frequencies), factor
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """theta (d/2), float64 where the device has it."""
-        pairs = self.dim // 2
+        """theta (rotated/2), float64 where the device has it."""
+        if self.given is not None:
+            return torch.tensor(self.given, dtype=wide_dtype(device), device=device)
+        pairs = self.rotated // 2
         steps = max(pairs - 1, 1) if self.endpoint else pairs
         return geometric(self.base, pairs, steps, device)
 
-    def rotate(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        cos, sin = context.once(
-            ("rotary", self.dim, self.base, self.endpoint, dtype),
-            lambda: rotation(context.positions, self.frequencies(q.device), dtype),
+    def angles(self, dtype: torch.dtype, device: torch.device, context: Context) -> Angles:
+        """Those of the new tokens, which layers with equal frequencies share."""
+        given = None if self.given is None else tuple(self.given)
+        return context.once(
+            ("rotary", self.rotated, self.base, self.endpoint, given, self.factor, dtype),
+            lambda: make_angles(context.positions, self.frequencies(device), dtype, self.factor),
         )
-        return rotate_pairs(q, cos, sin).to(q.dtype), rotate_pairs(k, cos, sin).to(k.dtype)
+
+    def turned(self, x: Tensor, angles: Angles) -> Tensor:
+        """The first channels of x (b h t d) by their angles, in x's dtype."""
+        if self.rotated == self.dim:
+            return self.rotates(x.to(angles.cos.dtype), angles).to(x.dtype)
+        first, rest = x[..., : self.rotated], x[..., self.rotated :]
+        return torch.cat((self.rotates(first.to(angles.cos.dtype), angles).to(x.dtype), rest), dim=-1)
+
+    def rotate(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        angles = self.angles(torch.promote_types(q.dtype, torch.float32), q.device, context)
+        return self.turned(q, angles), self.turned(k, angles)
+
+    def turn(self, v: Tensor, context: Context) -> Tensor:
+        if not self.values:
+            return v
+        return self.turned(v, self.angles(torch.promote_types(v.dtype, torch.float32), v.device, context))

@@ -5,9 +5,18 @@ from typing import Any, NamedTuple
 
 from .alibi import Alibi
 from .base import PositionEncoding
+from .complex_order import ComplexOrder
+from .convolution import Convolution
 from .deberta import Disentangled, RelativeTable
+from .floater import Floater
+from .hierarchical import Hierarchical
+from .learned import Learned
+from .multiplicative import Multiplicative
 from .nezha import Nezha
+from .recursive import Recursive
 from .rotary import Rotary
+from .rotary_half import RotaryHalf
+from .rotary_trainable import RotaryTrainable
 from .shaw import Shaw
 from .sinusoidal import Sinusoidal
 from .t5 import SharedBias, T5Bias
@@ -28,8 +37,20 @@ class Encoding(NamedTuple):
     layer: Make = nothing
 
 
-def rotary(config: Any) -> PositionEncoding:
-    return Rotary(config.head_dim, config.rope_parameters["rope_theta"])
+def tabled(kind: Callable[[int, int], PositionEncoding]) -> Make:
+    """A maker of encodings that have one row for each of `max_position_embeddings` positions."""
+    return lambda config: kind(config.max_position_embeddings, config.embedding_size)
+
+
+def rotary(kind: Callable[..., PositionEncoding]) -> Make:
+    """A maker of rotary encodings of this kind; what `rope_type` asks for is added by those who know transformers."""
+
+    def make(config: Any) -> PositionEncoding:
+        rope = config.rope_parameters
+        rotated = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
+        return kind(config.head_dim, rope["rope_theta"], rotated=rotated, values=config.rotary_value)
+
+    return make
 
 
 def t5_bias(config: Any) -> T5Bias:
@@ -48,7 +69,14 @@ def disentangled(config: Any) -> PositionEncoding:
 
 ENCODINGS: dict[str, Encoding] = {
     "none": Encoding(),
+    "learned": Encoding(model=tabled(Learned)),
+    "hierarchical": Encoding(model=tabled(Hierarchical)),
     "sinusoidal": Encoding(model=lambda config: Sinusoidal(config.embedding_size)),
+    "recursive": Encoding(model=lambda config: Recursive(config.embedding_size)),
+    "floater": Encoding(model=lambda config: Floater(config.embedding_size)),
+    "multiplicative": Encoding(model=tabled(Multiplicative)),
+    "complex": Encoding(model=lambda config: ComplexOrder(config.embedding_size, config.vocab_size or None)),
+    "convolution": Encoding(model=lambda config: Convolution(config.embedding_size)),
     "shaw": Encoding(layer=lambda config: Shaw(config.head_dim, config.relative_clip)),
     "nezha": Encoding(layer=lambda config: Nezha(config.head_dim, config.relative_clip)),
     "transformer_xl": Encoding(
@@ -60,7 +88,9 @@ ENCODINGS: dict[str, Encoding] = {
         model=lambda config: RelativeTable(config.hidden_size, config.relative_clip), layer=disentangled
     ),
     "alibi": Encoding(layer=lambda config: Alibi(config.num_attention_heads)),
-    "rotary": Encoding(layer=rotary),
+    "rotary": Encoding(layer=rotary(Rotary)),
+    "rotary_half": Encoding(layer=rotary(RotaryHalf)),
+    "rotary_trainable": Encoding(layer=rotary(RotaryTrainable)),
 }
 
 
