@@ -21,7 +21,7 @@ from .sstable import is_table, read_table
 INDEX = ".index"
 DATA_NAME = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 LFS_POINTER = b"version https://git-lfs"
-PART = 1 << 22
+PART, MOST_ELEMENTS = 1 << 22, 1 << 58
 
 
 @dataclass
@@ -38,12 +38,11 @@ class Bundle:
 
 
 def index_of(path: Path) -> Path | None:
-    """The index of the bundle that `path` names: X, X.index or one of its data files; None where it names none."""
+    """X.index for itself and for a data file of X; None for any other name."""
     if path.suffix == INDEX:
         return path
     match = DATA_NAME.fullmatch(path.name)
-    index = path.with_name((match[1] if match else path.name) + INDEX)
-    return index if match or index.is_file() else None
+    return path.with_name(match[1] + INDEX) if match else None
 
 
 def data_files(index: Path) -> list[Path]:
@@ -131,6 +130,8 @@ def check_entry(index: Path, name: str, entry: Entry, header: Header) -> None:
         raise ValueError(f"{where} is stored in slices (a partitioned variable), which are not put together")
     if entry.shard >= header.num_shards:
         raise ValueError(f"{where} is said to stand in data file {entry.shard} of {header.num_shards}")
+    if prod(max(size, 1) for size in entry.shape) >= MOST_ELEMENTS:
+        raise ValueError(f"{where} has the shape {entry.shape}, which is too large")
     if entry.size != prod(entry.shape) * DTYPES[entry.dtype].itemsize:
         raise ValueError(
             f"{where} of shape {entry.shape} and {DTYPES[entry.dtype]} is said to have {entry.size} bytes"

@@ -60,6 +60,17 @@ def number(message: Message, field: int, default: int = 0) -> int:
     return value
 
 
+def numbers(message: Message, field: int) -> tuple[int, ...]:
+    """A repeated number, whether each stands for itself or all are packed into bytes."""
+    found: list[int] = []
+    for value in message.get(field, []):
+        packed, place = value if isinstance(value, bytes) else write_varint(value), 0
+        while place < len(packed):
+            item, place = read_varint(packed, place)
+            found.append(item)
+    return tuple(found)
+
+
 def parts(message: Message, field: int) -> list[bytes]:
     values = message.get(field, [])
     if not all(isinstance(value, bytes) for value in values):
@@ -94,8 +105,7 @@ class Header:
         if number(message, 2):
             raise ValueError("its tensors are big-endian, which is not read")
         version = parse(b"".join(parts(message, 3)))
-        bad = [value for value in version.get(3, []) if isinstance(value, int)]
-        header = cls(number(message, 1), number(version, 1), number(version, 2), tuple(bad))
+        header = cls(number(message, 1), number(version, 1), number(version, 2), numbers(version, 3))
         if not 0 < header.num_shards < 100_000:
             raise ValueError(f"it says that there are {header.num_shards} data files")
         if header.min_consumer > 1:
@@ -104,7 +114,8 @@ class Header:
 
     def encode(self) -> bytes:
         version = varint_field(1, self.producer) + varint_field(2, self.min_consumer)
-        version += b"".join(write_varint(3 << 3) + write_varint(bad) for bad in self.bad_consumers)
+        if self.bad_consumers:
+            version += bytes_field(3, b"".join(map(write_varint, self.bad_consumers)))
         return varint_field(1, self.num_shards) + bytes_field(3, version)
 
 

@@ -1,5 +1,6 @@
 """Writes TensorFlow's V2 checkpoints ("tensor bundles"), byte for byte as TensorFlow does."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ def write_bundle(
 ) -> Path:
     """Writes tensors, or arrays, as the bundle `path` (X or X.index): X.index and X.data-00000-of-00001, ...
 
-    `shards` names the tensors of each data file in their order; None puts all into one, ordered by name as TensorFlow
+    `shards` names the tensors of each data file in their order; None puts all into one, by name as TensorFlow's Saver
     does. `version` holds the versions of the format that the index states: producer, min_consumer, bad_consumers.
-    `shards` and `version` are those of a `Bundle.layout`. One tensor at a time is made contiguous.
+    Both are those of a `Bundle.layout`. One tensor at a time is made contiguous.
 
     Returns the index. ValueError for a name or a dtype that the format lacks, and for a name in `shards` that has no
     tensor or comes twice.
@@ -51,7 +52,7 @@ def check_names(tensors: Mapping[str, Any], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(f"there is no tensor {missing[0]!r}, which the layout of the bundle names")
-    twice = {name for name in names if names.count(name) > 1}
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the layout of the bundle names {min(twice)!r} twice")
     wrong = [name for name in names if not name or name.startswith("\0")]

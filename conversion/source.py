@@ -37,7 +37,8 @@ def local(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    if (index := index_of(path)) is not None and index.is_file():
+    index = index_of(path) or path.with_name(path.name + INDEX)
+    if index.is_file():
         return index
     if not isinstance(source, str) or not REPOSITORY.fullmatch(source):
         raise FileNotFoundError(f"{source} does not exist, and is no Hub id of the form owner/name")
