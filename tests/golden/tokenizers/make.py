@@ -2,7 +2,8 @@
 
     PYTHONPATH=<bert4keras> python tests/golden/tokenizers/make.py
 
-wants jieba and the module bert4keras.tokenizers; golden.json was made with bert4keras 0.11.5 and Python 3.11.
+wants jieba and the module bert4keras.tokenizers. golden.json was made with jieba 0.42.1, Python 3.11 (Unicode 14) and
+bert4keras at commit c1ae0dc5eff66d329ab3c5c7ee369124ddbb6f87, whose backend may be an empty stub: no model is run.
 """
 
 from __future__ import annotations
