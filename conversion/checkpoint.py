@@ -25,6 +25,8 @@ class Checkpoint:
 
     `content` is what the file holds beside them, with inert objects (see `symbols`). `files` is JSON: name, hash,
     container and layout of each file; `refused` names the classes that were not read, `dropped` what was left out.
+    `name` is what the source is called, its folder or repository; `companions` are the files beside the tensors that
+    describe the model, by name.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -33,6 +35,26 @@ class Checkpoint:
     files: list[dict[str, Any]] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
     dropped: dict[str, str] = field(default_factory=dict)
+    name: str = ""
+    companions: dict[str, Path] = field(default_factory=dict)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in the companion `name`, empty where there is none; ValueError where it is not a JSON object."""
+        if name not in self.companions:
+            return {}
+        try:
+            content = json.loads(self.companions[name].read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.companions[name]} is not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.companions[name]} holds {type(content).__name__}, not an object of settings")
+        return content
+
+    def add_companions(self, folder: Path, names: Sequence[str]) -> None:
+        """Takes along those files of the folder."""
+        self.companions = {name: folder / name for name in names if (folder / name).is_file()}
+        for name, path in self.companions.items():
+            self.files.append({"name": name, "sha256": sha256(path), "container": "companion", "layout": None})
 
     def add(self, where: Path, state: dict[str, Tensor], others: dict[str, Tensor] | None = None) -> None:
         """Adds the tensors of one file; ValueError where another file has one of the same name."""

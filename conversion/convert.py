@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from .target import atomic_folder, check_target
 logger = logging.getLogger(__name__)
 
 WEIGHTS, EXTRAS, RECORD = "model.safetensors", "upstream_extras.safetensors", "conversion.json"
+UPSTREAM = "upstream"
 
 
 def convert(
@@ -38,7 +40,8 @@ def convert(
     `config` holds arguments of the upstream's constructor where the checkpoint does not carry them, and fields of the
     noria configuration; both override what the checkpoint says. Tensors keep their dtypes. `conversion.json` in the
     target records the source's hashes, the rule for every tensor, what was dropped and why, and what was refused;
-    `upstream_extras.safetensors` keeps the tensors that the model has no use for, so that `export` can write them.
+    `upstream_extras.safetensors` keeps the tensors that the model has no use for, and the folder `upstream` the
+    source's own configuration and vocabulary, so that `export` can write them.
 
     Returns the target. Raises ValueError for an unknown format, an unreadable file, unknown or missing tensors, wrong
     shapes and missing or contradictory settings; FileNotFoundError, FileExistsError (the target is not empty) or
@@ -49,6 +52,8 @@ def convert(
     upstream, fields = family.split(config or {})
     files = checkpoint_files(local(source), family.patterns)
     checkpoint = read_checkpoint(files, family.state_keys)
+    checkpoint.name = source_name(source, files[0])
+    checkpoint.add_companions(files[0].parent, family.companions)
     try:
         plan = family.plan(checkpoint, upstream, fields)
         rules = family.rules(plan.config)
@@ -64,6 +69,13 @@ def convert(
         record = make_record(family.name, plan, applied, checkpoint, config or {})
         (part / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
     return folder
+
+
+def source_name(source: str | os.PathLike[str], file: Path) -> str:
+    """What the source is called: the last part of a Hub id, else the folder that holds the file."""
+    if Path(source).exists() or Path(source).parent.absolute() == file.parent.absolute():
+        return file.parent.absolute().name
+    return str(source).rpartition("/")[2]
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -94,7 +106,15 @@ def write_model(part: Path, plan: Plan, applied: Applied, checkpoint: Checkpoint
     write_safetensors(part / WEIGHTS, applied.tensors, {"format": "pt"})
     plan.config.save_pretrained(part)
     if plan.model_class.can_generate():
-        GenerationConfig.from_model_config(plan.config).save_pretrained(part)
+        generation = GenerationConfig.from_model_config(plan.config)
+        generation.update(**plan.generation)
+        generation.save_pretrained(part)
+    if plan.write_tokenizer is not None:
+        plan.write_tokenizer(part)
+    if checkpoint.companions:
+        (part / UPSTREAM).mkdir()
+    for name, file in checkpoint.companions.items():
+        shutil.copyfile(file, part / UPSTREAM / name)
     extras = {name: checkpoint.state[plan.prefix + name] for name in applied.kept}
     if extras or checkpoint.others:
         named = {plan.prefix + name: tensor for name, tensor in extras.items()}

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from .bundle_write import write_bundle
-from .convert import EXTRAS, RECORD, WEIGHTS
+from .convert import EXTRAS, RECORD, UPSTREAM, WEIGHTS
 from .formats import find_format
 from .layout import decode
 from .raw_bytes import write_safetensors
@@ -50,6 +51,9 @@ def export(format: str, source: str | os.PathLike[str], target: str | os.PathLik
     with atomic_folder(folder) as part:
         for file in record["files"]:
             logger.info("writing %s", folder / file["name"])
+            if file["container"] == "companion":
+                shutil.copyfile(model / UPSTREAM / file["name"], part / file["name"])
+                continue
             write_file(part, file, state, record.get("dropped", {}))
     return folder
 

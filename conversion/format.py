@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -16,12 +17,18 @@ DERIVED_FIELDS = {"model_type", "transformers_version", "architectures", "dtype"
 
 @dataclass
 class Plan:
-    """The model that a checkpoint becomes. `prefix` stands before all its tensor names and before no rule's."""
+    """The model that a checkpoint becomes. `prefix` stands before all its tensor names and before no rule's.
+
+    `generation` are fields of the generation config of a model that writes; `write_tokenizer` writes the tokenizer
+    into the target, where the source has one.
+    """
 
     config: PreTrainedConfig
     model_class: type[PreTrainedModel]
     prefix: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    write_tokenizer: Callable[[Path], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Format:
     `plan(checkpoint, upstream arguments, noria fields)` reads the configuration off the checkpoint; `rules(config)` is
     the table for that configuration, for both directions. `arguments` are those of the upstream's constructor, and
     `config_classes` the configurations that a plan may have. `state_keys` are the keys under which a file may keep its
-    state dict, `patterns` the names of its files in a folder, the likeliest first.
+    state dict, `patterns` the names of its files in a folder, the likeliest first, `companions` those of the files
+    beside them that describe the model.
     """
 
     name: str
@@ -42,6 +50,7 @@ class Format:
     rules: Callable[[PreTrainedConfig], Sequence[Rule]]
     state_keys: Sequence[str] = ("model", "state_dict")
     patterns: Sequence[str] = PATTERNS
+    companions: Sequence[str] = ()
 
     def split(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Parts a caller's config into the upstream's arguments and noria's fields; ValueError for any other key."""

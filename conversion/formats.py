@@ -1,10 +1,12 @@
 """The upstream projects whose checkpoints can be converted, by name."""
 
+from .bert4keras import BERT4KERAS
 from .fast_transformers import FAST_TRANSFORMERS
 from .format import Format
 from .torchscale import TORCHSCALE
 
 FORMATS: dict[str, Format] = {
+    "bert4keras": BERT4KERAS,
     "fast_transformers": FAST_TRANSFORMERS,
     "torchscale": TORCHSCALE,
 }

@@ -23,7 +23,7 @@ class Rule:
     `{}` stands for a number (of a layer), the same on both sides. `transform` takes as many tensors as there are
     sources and returns one, or a tuple where there are several targets; `inverse` undoes it bit by bit. Without a
     target the tensor is kept beside the model, for export only, and `reason` says why; `copy_of` names the one that
-    it repeats.
+    it repeats, and that it stands for where a file holds only the copy.
     """
 
     source: str | tuple[str, ...]
@@ -91,16 +91,16 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> Applied:
         if match is None:
             unknown.append(name)
         else:
-            rule, place, numbers = match
+            rule, place, numbers = original_of(rules, match, tensors)
             found.setdefault((rule, numbers), {})[place] = name
     if unknown:
         raise ValueError(f"no rule for {len(unknown)} tensors of the checkpoint: {enumerate_names(unknown)}")
     applied = Applied()
     for (rule, numbers), names in found.items():
-        sources = [source.format(*numbers) for source in rule.sources]
-        if len(names) < len(sources):
-            raise ValueError(f"the checkpoint lacks {enumerate_names(set(sources) - set(names.values()))}")
-        use(rule, numbers, sources, tensors, applied)
+        lacking = [source.format(*numbers) for place, source in enumerate(rule.sources) if place not in names]
+        if lacking:
+            raise ValueError(f"the checkpoint lacks {enumerate_names(lacking)}")
+        use(rule, numbers, [names[place] for place in sorted(names)], tensors, applied)
     return applied
 
 
@@ -110,6 +110,14 @@ def find(rules: Sequence[Rule], name: str) -> tuple[Rule, int, tuple[str, ...]] 
             if match := expression.fullmatch(name):
                 return rule, place, match.groups()
     return None
+
+
+def original_of(
+    rules: Sequence[Rule], match: tuple[Rule, int, tuple[str, ...]], tensors: Mapping[str, Tensor]
+) -> tuple[Rule, int, tuple[str, ...]]:
+    """The match of the tensor that a copy stands for where the file lacks it; else the match itself."""
+    original = match[0].copy_of.format(*match[2])
+    return match if not original or original in tensors else find(rules, original) or match
 
 
 def use(
