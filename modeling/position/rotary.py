@@ -70,10 +70,22 @@ def rotate_pairs(x: Tensor, angles: Angles) -> Tensor:
     if angles.turns is not None and holds_pairs(x):
         turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * angles.turns
         return torch.view_as_real(turned).flatten(-2)
-    even, odd = x[..., ::2], x[..., 1::2]
+    even, odd = split_pairs(x)
     return torch.stack((even * angles.cos - odd * angles.sin, odd * angles.cos + even * angles.sin), dim=-1).flatten(
         -2
     )
+
+
+def split_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second channel of each pair of x (b h t d)."""
+    return x[..., ::2], x[..., 1::2]
+
+
+def known_keys(context: Context) -> Tensor:
+    """Positions (b s) or (1 s) of all keys. Raises ValueError where the context has none."""
+    if context.key_positions is None:
+        raise ValueError("this position encoding needs the positions of the keys: `context.key_positions` is None.")
+    return context.key_positions
 
 
 class Rotary(PositionEncoding):
@@ -86,6 +98,7 @@ class Rotary(PositionEncoding):
     """
 
     rotates = staticmethod(rotate_pairs)
+    split = staticmethod(split_pairs)
 
     def __init__(
         self,

@@ -13,9 +13,15 @@ from torch import Tensor
 from .rotary import Angles, Rotary
 
 
+def split_halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second channel of each pair of x (b h t d)."""
+    first, second = x.chunk(2, dim=-1)
+    return first, second
+
+
 def rotate_halves(x: Tensor, angles: Angles) -> Tensor:
     """Turn channels i and i + d/2 of x (b h t d) by angles (b 1 t d/2)."""
-    first, second = x.chunk(2, dim=-1)
+    first, second = split_halves(x)
     turned = (
         torch.addcmul(first * angles.cos, second, angles.sin, value=-1),
         torch.addcmul(second * angles.cos, first, angles.sin),
@@ -27,6 +33,7 @@ class RotaryHalf(Rotary):
     """`Rotary` in the half-split layout; of the `rotated` first channels the halves belong together."""
 
     rotates = staticmethod(rotate_halves)
+    split = staticmethod(split_halves)
 
 
 def head_order(dim: int, rotated: int | None, to_halves: bool) -> Tensor:

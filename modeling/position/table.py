@@ -22,6 +22,7 @@ from .sinusoidal import Sinusoidal
 from .t5 import SharedBias, T5Bias
 from .transformer_xl import TransformerXL
 from .tupe import TERMS, Tupe
+from .xpos import XPos
 
 Make = Callable[[Any], PositionEncoding]
 
@@ -91,6 +92,7 @@ ENCODINGS: dict[str, Encoding] = {
     "rotary": Encoding(layer=rotary(Rotary)),
     "rotary_half": Encoding(layer=rotary(RotaryHalf)),
     "rotary_trainable": Encoding(layer=rotary(RotaryTrainable)),
+    "xpos": Encoding(layer=rotary(XPos)),
 }
 
 
