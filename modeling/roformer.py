@@ -29,7 +29,9 @@ from .mask_decoder import EnhancedMaskDecoder
 from .mixers.linear_attention import LinearMixer
 from .mixers.softmax_attention import ScoredValues, SoftmaxAttention
 from .norm import make_norm
+from .position.log_scaling import LogScaling
 from .position.table import encoding
+from .rope_scaling import scale_rope
 from .state import Context
 from .unilm import UniLMGeneration, check_types, default_types
 from .visibility import is_plain, make_unilm_visibility, make_visibility
@@ -39,7 +41,8 @@ MIXERS = {"softmax": SoftmaxAttention, "linear": LinearMixer}
 
 class RoFormerBlock(PostNormBlock):
     def make_mixer(self, config: NoriaRoFormerConfig, layer: int) -> nn.Module:
-        position = encoding(config.position_encoding).layer(config)
+        position = scale_rope(encoding(config.position_encoding).layer(config), config)
+        position = LogScaling(position) if config.log_scaling else position
         return MIXERS[config.attention](config, position, bias=config.use_bias)
 
     def make_norm(self, config: NoriaRoFormerConfig) -> nn.Module:
@@ -97,7 +100,7 @@ class Pooler(nn.Module):
 
 
 class NoriaRoFormerModel(RoFormerPreTrainedModel, Backbone):
-    """Word and token-type embeddings, their norm, and post-norm blocks. `pooler_output` (b d) where there is a pooler."""
+    """Word and token-type embeddings, their norm, and post-norm blocks; `pooler_output` (b d) if there is a pooler."""
 
     block_class = RoFormerBlock
     norm_class = None
