@@ -42,7 +42,8 @@ def write_bundle(
                 offset = stream.tell()
                 stream.write(content)
                 entries[name] = Entry(dtype, shape, shard, offset, content.nbytes, masked(crc32c(content)))
-    stated = {key: tuple(value) if isinstance(value, list) else value for key, value in (version or {}).items()}
+    stated = {**(version or {})}
+    stated["bad_consumers"] = tuple(stated.get("bad_consumers", ()))
     pairs = sorted((name.encode(), entry.encode()) for name, entry in entries.items())
     index.write_bytes(write_table([(b"", Header(len(shards), **stated).encode()), *pairs]))
     return index

@@ -32,7 +32,7 @@ def local(source: str | os.PathLike[str]) -> Path:
     """`source` on this machine: a path that exists, the index of the bundle that it names, or the downloaded snapshot
     of a Hub repository.
 
-    FileNotFoundError where it is neither.
+    FileNotFoundError where it is none of these.
     """
     path = Path(source)
     if path.exists():
