@@ -4,6 +4,7 @@ score_ij = (q_i k_j^T + q_i K^r[delta(i, j)]^T + k_j Q^r[delta(j, i)]^T) / sqrt(
 K^r = P W_(k,r),   Q^r = P W_(q,r),   delta(i, j) = clip(i - j + c, 0, 2c - 1)
 
 P (2c D) is one table for the model, as the paper has it without a norm; W_(k,r) and W_(q,r) belong to a layer.
+The published code reads Q^r by delta(i, j) too, which mirrors what the last term learns.
 """
 
 from typing import Any
