@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
@@ -17,12 +18,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .cards import card
 from .conversion.target import atomic_folder
-from .flat_code import flat_name, flatten
+from .flat_code import flat_name, flatten, source_of
 from .model_folder import CONFIG, count_parameters, find_architecture, read_config
 from .network import reaching_the_hub
-from .registry import AUTO_CLASSES, Architecture
+from .registry import AUTO_CLASSES, TOKENIZERS, Architecture
 
-README = "README.md"
+README, TOKENIZER_CONFIG = "README.md", "tokenizer_config.json"
 
 
 def write_code(model_or_config: PreTrainedModel | PreTrainedConfig, folder: str | os.PathLike) -> list[Path]:
@@ -120,15 +121,40 @@ def open_repo(api: HfApi, repo: str, private: bool | None, revision: str | None)
 
 
 def add_code(folder: Path, architecture: Architecture) -> list[Path]:
-    """The code of `architecture` and its `auto_map`, added to a folder with a config.json."""
+    """The code of `architecture`, of its tokenizer, and their `auto_map`, added to a folder with a config.json."""
     config = read_config(folder)
     names = auto_map(architecture)
+    written = write_flat(folder, *{x.__module__ for x in classes(architecture).values()})
+    written += add_tokenizer_code(folder)
+    write_json(folder / CONFIG, {**config, "auto_map": {**(config.get("auto_map") or {}), **names}})
+    return written
+
+
+def add_tokenizer_code(folder: Path) -> list[Path]:
+    """The code of a tokenizer that only noria has, added to the folder where it was saved, in the form of the rest."""
+    path = folder / TOKENIZER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    tokenizer = {x.__name__: x for x in TOKENIZERS.values()}.get(config.get("tokenizer_class"))
+    if tokenizer is None:
+        return []
+    written = write_flat(folder, tokenizer.__module__)
+    names = {**(config.get("auto_map") or {}), "AutoTokenizer": [flat_reference(tokenizer), None]}
+    write_json(path, {**config, "auto_map": names})
+    # save_pretrained left the same modules under their plain names.
+    package = tokenizer.__module__.rpartition(".")[0]
+    for name in (flat.stem.removeprefix(f"{flat_name(package)}_") for flat in written):
+        plain = folder / f"{name}.py"
+        if plain.is_file() and plain.read_text(encoding="utf-8") == source_of(f"{package}.{name}"):
+            plain.unlink()
+    return written
+
+
+def write_flat(folder: Path, *modules: str) -> list[Path]:
+    """Modules, and what they import, as flat files; each says where it comes from."""
     origin = f"Part of noria {sys.modules[__package__].__version__}, under the Apache License 2.0."
-    texts = flatten(*{x.__module__ for x in classes(architecture).values()})
+    texts = flatten(*modules)
     for name, text in texts.items():
         write_text(folder / name, f"# {origin}\n{text}")
-    config["auto_map"] = {**(config.get("auto_map") or {}), **names}
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return [folder / name for name in texts]
 
 
@@ -140,7 +166,12 @@ def classes(architecture: Architecture) -> dict[str, type]:
 
 def auto_map(architecture: Architecture) -> dict[str, str]:
     """What config.json says to transformers: the flat file and the class for each Auto class."""
-    return {auto: f"{flat_name(x.__module__)}.{x.__name__}" for auto, x in classes(architecture).items()}
+    return {auto: flat_reference(x) for auto, x in classes(architecture).items()}
+
+
+def flat_reference(x: type) -> str:
+    """A class as `auto_map` names it: its flat file and its own name."""
+    return f"{flat_name(x.__module__)}.{x.__name__}"
 
 
 def stage(folder: Path, staged: Path) -> Path:
@@ -154,6 +185,10 @@ def link_or_copy(source: str, target: str) -> None:
         os.symlink(os.path.realpath(source), target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    write_text(path, json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -337,6 +337,12 @@ def alone(place, folders) -> dict:
         config = json.loads((robbed / "tokenizer_config.json").read_text())
         (robbed / "tokenizer_config.json").write_text(json.dumps({**config, "auto_map": {}}))
         job["folders"].append(str(robbed))
+        repaired = place / "repaired"
+        NoriaRoFormerConfig().save_pretrained(repaired)
+        for file in robbed.glob("*[!py]"):
+            (repaired / file.name).write_bytes(file.read_bytes())
+        hub.write_code(NoriaRoFormerConfig(), repaired)
+        job["folders"].append(str(repaired))
         inherited = {name: x for name, x in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
         settings = {"HF_HOME": str(place / "home"), "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
         command = [sys.executable, "-I", "-S", "-c", ALONE, json.dumps(job)]
@@ -365,6 +371,17 @@ def test_without_noria_and_without_trust_words_fail_clearly(where, alone, place,
 
 def test_without_noria_and_without_code_no_other_class_steps_in(alone, place):
     assert all(isinstance(alone[f"{place / 'robbed'} {trust}"], str) for trust in (True, False))
+
+
+def test_the_code_of_a_model_takes_the_tokenizers_along(alone, place, tokenizers):
+    """In the form of the other flat files, also where the tokenizer came without; nothing lies there twice."""
+    texts = [*make.FRAGMENTS, MIXED]
+    assert alone[f"{place / 'repaired'} True"] == [tokenizers["words"](texts, texts[::-1])["input_ids"]] * 2
+    for folder in (place / "repaired", place / "models" / "words"):
+        found = {path.name for path in folder.glob("*.py") if not path.name.startswith(("model", "configuration"))}
+        assert found == {f"tokenization_{name}.py" for name in ("chinese", "roformer_words", "vocabulary")}
+        assert (folder / "tokenization_chinese.py").read_text().startswith("# Part of noria ")
+    assert not list((place / "models" / "characters").glob("tokenization_*"))
 
 
 def test_beside_noria_the_installed_class_is_used(folders):
