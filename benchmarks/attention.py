@@ -24,6 +24,7 @@ from noria import NoriaLinearTransformerConfig
 from noria.modeling.mixers.linear_attention import LinearMixer
 from noria.modeling.ops.dispatch import forced_form
 from noria.modeling.ops.matrix_recurrence import matrix_recurrence
+from noria.modeling.position.base import PositionEncoding
 from noria.modeling.state import Context
 
 HEADS, WIDTH = 8, 64
@@ -48,7 +49,7 @@ def retention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @cache
 def linear_mixer() -> LinearMixer:
-    return LinearMixer(NoriaLinearTransformerConfig(hidden_size=HEADS * WIDTH))
+    return LinearMixer(NoriaLinearTransformerConfig(hidden_size=HEADS * WIDTH), PositionEncoding())
 
 
 def normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

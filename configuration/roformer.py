@@ -59,8 +59,8 @@ class NoriaRoFormerConfig(HeadsConfig):
     rotary_value (`bool`): values are rotated too.
     rope_parameters (`dict`): rotary frequencies as transformers states them: `rope_theta`, `rope_type`, `factor`, ...,
         `partial_rotary_factor`.
-    max_position_embeddings (`int`): length of the tables of "learned", "hierarchical", "multiplicative" and "tupe", and
-        the trained length that rope scaling starts from; other encodings take any length.
+    max_position_embeddings (`int`): length of the tables of "learned", "hierarchical", "multiplicative" and "tupe",
+        and the trained length that rope scaling starts from; other encodings take any length.
     log_scaling (`bool`): queries are multiplied by log n / log 512, n tokens being seen (kexue.fm/archives/8823).
     relative_clip (`int`): the distance beyond which "shaw", "nezha" and "deberta" see no difference.
     relative_buckets, relative_max_distance (`int`): the buckets of "t5" and "tupe".
@@ -119,9 +119,11 @@ class NoriaRoFormerConfig(HeadsConfig):
     def value_head_dim(self) -> int:
         return self.head_dim
 
-    def validate_rotary(self) -> None:
+    def validate_even_heads(self) -> None:
         if self.position_encoding.startswith("rotary") or self.position_encoding == "xpos":
             self.require_even_heads("rotary positions turn pairs of channels")
+
+    def validate_feature_map(self) -> None:
         if self.attention == "linear" and self.feature_map == "softmax" and self.rotary == "both":
             raise ValueError("the 'softmax' map normalises each feature: `rotary` may be 'numerator', not 'both'.")
 

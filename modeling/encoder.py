@@ -199,7 +199,9 @@ class EncoderForMultipleChoice(EncoderHead):
         for name in ("token_type_ids", "position_ids"):
             if kwargs.get(name) is not None:
                 kwargs[name] = kwargs[name].flatten(0, 1)
-        ids, mask, embeds = (None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, inputs_embeds))
+        ids, mask, embeds = (
+            None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, inputs_embeds)
+        )
         outputs = self.read(ids, mask, inputs_embeds=embeds, **kwargs)
         logits = self.classifier(self.pooled(outputs.last_hidden_state, ids, mask)).view(batch, choices)
         return MultipleChoiceModelOutput(

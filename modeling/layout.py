@@ -49,12 +49,21 @@ def find_layout(
     elif segments is not None:
         positions = torch.arange(length, device=device) - torch.searchsorted(segments, segments)
     elif attention_mask is not None:
-        positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+        positions = count_positions(attention_mask)[:, -length:]
     elif next_positions is not None:
         positions = next_positions[:, None] + torch.arange(length, device=device)
     else:
         positions = (torch.arange(length, device=device) + past)[None]
     return Layout(positions, mask, None if segments is None else segments.expand(batch, -1))
+
+
+def count_positions(attention_mask: Tensor) -> Tensor:
+    """Places (b s) of tokens: real ones are counted, and padding counts on from the real token before it."""
+    real = attention_mask.bool()
+    places = (real.long().cumsum(1) - 1).clamp(min=0)
+    slots = torch.arange(real.shape[1], device=real.device)
+    since = slots - torch.where(real, slots, -1).cummax(dim=1).values
+    return places + torch.where(real | (since > slots), 0, since)
 
 
 def find_key_positions(
@@ -72,7 +81,7 @@ def find_key_positions(
     if attention_mask is None:
         places = slots - past + new[:, :1]
     else:
-        places = F.pad(attention_mask.long().cumsum(1) - 1, (0, keys - attention_mask.shape[1])).clamp(min=0)
+        places = F.pad(count_positions(attention_mask), (0, keys - attention_mask.shape[1]))
         mask = attention_mask[:, attention_mask.shape[1] - length :].bool()
         ahead = new - places[:, attention_mask.shape[1] - length : attention_mask.shape[1]]
         places = places + torch.where(mask, ahead, torch.iinfo(torch.int64).min).amax(dim=1, keepdim=True).clamp(min=0)

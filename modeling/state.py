@@ -29,8 +29,8 @@ class Context:
     attention: the function that computes softmax attention, or None where no layer needs one.
     causal: whether a token sees only itself and what precedes it.
     keep_state: whether the caller wants the state after the last token.
-    key_positions (b s) or (1 s) int64: place of every key that softmax attention sees, cached ones first, or None where
-        no encoding asks for them.
+    key_positions (b s) or (1 s) int64: place of every key that softmax attention sees, cached ones first, or None
+        where no encoding asks for them.
     position: what the model's position encoding shares with the layers' (see position/base.py), or None.
     """
 

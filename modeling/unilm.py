@@ -31,7 +31,9 @@ def check_types(types: Tensor, past: int | Tensor) -> None:
     if torch.compiler.is_compiling() or not past:
         return
     if bool((types == 0).any()):
-        raise ValueError(f"{BEGIN}: a prompt cannot be given piece by piece, so `token_type_ids` after a cache must be 1.")
+        raise ValueError(
+            f"{BEGIN}: a prompt cannot be given piece by piece, so `token_type_ids` after a cache must be 1."
+        )
 
 
 class UniLMGeneration(LanguageModel):
@@ -46,16 +48,29 @@ class UniLMGeneration(LanguageModel):
             if types is None:
                 types = torch.zeros(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
                 types[:, past:] = int(past > 0)
-            model_kwargs["prompt_types"] = types
+            # Beside embeddings alone, generate() counts as ids only what it writes.
+            ids = model_kwargs.get("input_ids")
+            only_embeds = name == "inputs_embeds" and (ids is None or ids.shape[1] == 0)
+            model_kwargs |= {"prompt_types": types, "ids_begin_at": types.shape[1] if only_embeds else 0}
         return inputs, name, model_kwargs
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args, prompt_types: Tensor | None = None, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        *args,
+        inputs_embeds: Tensor | None = None,  # these two are named, since generate() looks for them here
+        token_type_ids: Tensor | None = None,
+        prompt_types: Tensor | None = None,
+        ids_begin_at: int = 0,
+        **kwargs,
+    ):
         if prompt_types is not None:
-            mask = kwargs.get("attention_mask")
-            length = mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else input_ids.shape[1]
-            written = prompt_types.new_ones(prompt_types.shape[0], max(length - prompt_types.shape[1], 0))
-            kwargs["token_type_ids"] = torch.cat((prompt_types, written), dim=1)
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # pyright: ignore
+            length = ids_begin_at + input_ids.shape[1] - prompt_types.shape[1]
+            written = prompt_types.new_ones(prompt_types.shape[0], max(length, 0))
+            token_type_ids = torch.cat((prompt_types, written), dim=1)
+        return super().prepare_inputs_for_generation(  # pyright: ignore
+            input_ids, *args, inputs_embeds=inputs_embeds, token_type_ids=token_type_ids, **kwargs
+        )
 
     def create_masks_for_generate(
         self,

@@ -81,7 +81,7 @@ def make_unilm_visibility(config: PreTrainedConfig, x: Tensor, types: Tensor, ca
 
 
 def ordered_visibility(order: Tensor, layout: Layout) -> Tensor:
-    """Boolean (b 1 t t): keys that are real, of the same segment and no later in `order` (b t); each token sees itself."""
+    """Boolean (b 1 t t): keys that are real, of the same segment, no later in `order` (b t); a token sees itself."""
     visible = order[:, None, :] <= order[:, :, None]
     if layout.segments is not None:
         visible = visible & (layout.segments[:, :, None] == layout.segments[:, None, :])

@@ -61,6 +61,8 @@ GROWS = {
 }
 NO_ENCODER = {"encoders": "Causal only, as published: what is tested is pooling for classification"}
 
+PROMPT = {"prompt": "With `unilm` a prompt is read in both directions, hence whole: tests/test_unilm.py has its laws"}
+
 ENTRIES = [
     Entry("linear_transformer", NoriaLinearTransformerConfig),
     Entry("linear_transformer-rotary", NoriaLinearTransformerConfig, {"feature_map": "elu", "rotary": "numerator"}),
@@ -73,7 +75,9 @@ ENTRIES = [
         {"post_norm": True, "embedding_norm": True, "scale_embedding": True, "residual_scale": 1.4},
         NO_ENCODER,
     ),
-    Entry("roformer", NoriaRoFormerConfig, {"num_attention_heads": 2, "norm_eps": 1e-6}, GROWS | NO_ENCODER),
+    Entry("roformer", NoriaRoFormerConfig, {"num_attention_heads": 2, "norm_eps": 1e-6}, GROWS | PROMPT),
+    Entry("roformer-v2", NoriaRoFormerConfig, {"num_attention_heads": 2, "version": 2, "norm_eps": 1e-6}, GROWS),
+    Entry("roformer-linear", NoriaRoFormerConfig, {"num_attention_heads": 2, "attention": "linear", "norm_eps": 1e-6}),
 ]
 
 CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]

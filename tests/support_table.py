@@ -16,8 +16,8 @@ BEGIN, END = "<!-- support-table:begin -->", "<!-- support-table:end -->"
 # The laws in order, and the limits that an entry may have to each.
 LAWS = {
     "forms agree": [],
-    "causal": [],
-    "any cut": [],
+    "causal": ["prompt"],
+    "any cut": ["prompt"],
     "padding": [],
     "packing": ["packs in a cache"],
     "generate()": [],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import disk_offload
 from architectures import CAUSAL, ENTRIES, TINY
-from laws import over
+from laws import over, same
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
@@ -14,8 +14,9 @@ HEADS = [pytest.param(entry, head, id=f"{entry.name}-{head}") for entry in ENTRI
 
 
 def outputs(model, ids):
-    result = model(ids)
-    return result.logits if hasattr(result, "logits") else result.last_hidden_state
+    """The first output of any head."""
+    choices = type(model).__name__.endswith("ForMultipleChoice")
+    return model(ids[None] if choices else ids)[0]
 
 
 def same_tensors(found, expected) -> None:
@@ -34,7 +35,9 @@ def test_saved_is_loaded(entry, head, tmp_path, tokens) -> None:
     loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     same_tensors(loaded, model)
-    assert torch.equal(outputs(loaded, tokens(2, 9)), outputs(model, tokens(2, 9)))
+    # A product with one column rounds by where its weights happen to lie in memory; all other outputs are bit-equal.
+    tolerance = 1e-6 if head == "ForMultipleChoice" else 0.0
+    same(outputs(loaded, tokens(2, 9)), outputs(model, tokens(2, 9)), tolerance)
 
 
 @over(ENTRIES)

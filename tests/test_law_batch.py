@@ -144,7 +144,7 @@ def test_bidirectional_sees_the_future_and_packs(entry, tokens):
 
 @over(CLASSIFIERS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_pooling_finds_the_last_real_token(entry, side, tokens):
+def test_pooling_finds_the_real_token(entry, side, tokens):
     model, rows = entry.model("ForSequenceClassification", num_labels=3), rows_of(tokens)
     ids, mask = ragged(rows, side)
     labels = torch.tensor([0, 1, 2, 0])
@@ -153,5 +153,5 @@ def test_pooling_finds_the_last_real_token(entry, side, tokens):
     same(out.logits, alone)
     same(out.loss, torch.nn.functional.cross_entropy(alone, labels), LOSS_TOLERANCE)
     by_token, _ = ragged(rows, "right", fill=0)
-    if side == "right":
+    if side == "right" and model.model.causal:
         same(model(by_token).logits, alone)

@@ -8,6 +8,7 @@ from torch import Tensor
 from noria import NoriaLinearTransformerConfig
 from noria.modeling.mixers.feature_maps import FEATURE_MAPS, feature_map
 from noria.modeling.mixers.linear_attention import LinearMixer
+from noria.modeling.position.base import PositionEncoding
 from noria.modeling.position.rotary import Rotary
 from noria.modeling.state import Context
 
@@ -19,7 +20,8 @@ WAYS = [
 def make_mixer(name: str, way: str, eps: float = 0.0) -> LinearMixer:
     torch.manual_seed(1)
     fields = {"hidden_size": 12, "num_attention_heads": 2, "feature_map": name, "rotary": way, "normalizer_eps": eps}
-    return LinearMixer(NoriaLinearTransformerConfig(**fields)).double()
+    position = PositionEncoding() if way == "none" else Rotary(6)
+    return LinearMixer(NoriaLinearTransformerConfig(**fields), position).double()
 
 
 def turn(x: Tensor, position: int) -> Tensor:
