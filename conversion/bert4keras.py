@@ -107,7 +107,7 @@ def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[s
     model_class = head_class(settings, tensors, version, application)
     check_name(settings, checkpoint.name, version)
     settings.finish()
-    config |= special_ids(checkpoint.companions.get(VOCABULARY), config["vocab_size"], application != "encoder")
+    config |= special_ids(checkpoint, config["vocab_size"], application != "encoder")
     noria = NoriaRoFormerConfig(**{**config, **fields}, architectures=[model_class.__name__])
     return Plan(
         noria,

@@ -3,12 +3,16 @@
 from .bert4keras import BERT4KERAS
 from .fast_transformers import FAST_TRANSFORMERS
 from .format import Format
+from .junnyu import JUNNYU
 from .torchscale import TORCHSCALE
+from .transformers_models import TRANSFORMERS
 
 FORMATS: dict[str, Format] = {
     "bert4keras": BERT4KERAS,
     "fast_transformers": FAST_TRANSFORMERS,
+    "junnyu": JUNNYU,
     "torchscale": TORCHSCALE,
+    "transformers": TRANSFORMERS,
 }
 
 

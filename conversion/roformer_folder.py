@@ -1,16 +1,18 @@
-"""What the folders of RoFormer checkpoints have in common: telling names and a `vocab.txt`."""
+"""What the folders of RoFormer checkpoints have in common: telling names, and a vocabulary."""
 
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..tokenization.roformer import write_tokenizer
-from ..tokenization.vocabulary import read_vocabulary
+from ..tokenization.vocabulary import read_vocabulary, write_vocabulary
 from .checkpoint import Checkpoint
 from .settings import Settings
 
-VOCABULARY = "vocab.txt"
+VOCABULARY, TOKENIZER, TOKENIZER_CONFIG = "vocab.txt", "tokenizer.json", "tokenizer_config.json"
 SIZES = {"L": "num_hidden_layers", "H": "hidden_size", "A": "num_attention_heads"}
 
 
@@ -26,17 +28,24 @@ def check_name(settings: Settings, name: str, version: int) -> None:
         settings.wrong.append(f"the tensors are those of RoFormer v1, but the name {name!r} says v2")
 
 
-def special_ids(vocabulary: Path | None, vocab_size: int, writes: bool) -> dict[str, int]:
+def vocabulary_of(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """The ids of the tokens by vocab.txt, else by a tokenizer.json of word pieces; None where there is neither."""
+    if VOCABULARY in checkpoint.companions:
+        return read_vocabulary(checkpoint.companions[VOCABULARY])
+    model = checkpoint.read_json(TOKENIZER).get("model", {})
+    return model["vocab"] if model.get("type") == "WordPiece" else None
+
+
+def special_ids(checkpoint: Checkpoint, vocab_size: int, writes: bool) -> dict[str, int]:
     """Where a model that writes begins and ends, by its vocabulary: [CLS] and [SEP].
 
     ValueError where the vocabulary holds more tokens than the model.
     """
-    if vocabulary is None:
-        return {}
-    ids = read_vocabulary(vocabulary)
+    ids = vocabulary_of(checkpoint) or {}
     if len(ids) > vocab_size:
-        raise ValueError(f"{vocabulary.name} holds {len(ids)} tokens, but the model only {vocab_size}")
-    return {"bos_token_id": ids["[CLS]"], "eos_token_id": ids["[SEP]"]} if writes else {}
+        raise ValueError(f"{VOCABULARY} holds {len(ids)} tokens, but the model only {vocab_size}")
+    places = {"bos_token_id": "[CLS]", "eos_token_id": "[SEP]"} if writes else {}
+    return {name: ids[token] for name, token in places.items() if token in ids}
 
 
 def level_of(name: str) -> Any:
@@ -47,15 +56,26 @@ def level_of(name: str) -> Any:
 
 
 def tokenizer_writer(checkpoint: Checkpoint) -> Callable[[Path], Any] | None:
-    """What writes the tokenizer of the checkpoint's vocabulary into a folder; None where there is no vocabulary."""
-    vocabulary = checkpoint.companions.get(VOCABULARY)
-    if vocabulary is None:
-        return None
+    """What writes the tokenizer of the checkpoint's vocabulary into a folder; None where there is no tokenizer.
 
-    def write(folder: Path) -> None:
+    A tokenizer.json of another kind than RoFormer's is copied as it is.
+    """
+    vocabulary = vocabulary_of(checkpoint)
+    if vocabulary is not None:
+        level = level_of(checkpoint.name)
+        if level is None and str(checkpoint.read_json(TOKENIZER_CONFIG).get("tokenizer_class")).startswith("Bert"):
+            level = "characters"
+        return lambda folder: write(vocabulary, folder, level)
+    if TOKENIZER not in checkpoint.companions:
+        return None
+    files = [checkpoint.companions[name] for name in (TOKENIZER, TOKENIZER_CONFIG) if name in checkpoint.companions]
+    return lambda folder: [shutil.copyfile(file, folder / file.name) for file in files]
+
+
+def write(vocabulary: dict[str, int], folder: Path, level: Any) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        write_vocabulary(vocabulary, Path(place) / VOCABULARY)
         try:
-            write_tokenizer(vocabulary, folder, level_of(checkpoint.name))
+            write_tokenizer(Path(place) / VOCABULARY, folder, level)
         except ImportError as error:
             raise ValueError(str(error)) from error
-
-    return write

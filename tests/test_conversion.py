@@ -310,7 +310,7 @@ def test_values_and_queries_of_different_width_and_no_last_norm(saved, tmp_path)
 
 
 def test_unknown_formats_and_places_are_refused(saved, tmp_path, monkeypatch):
-    assert "known are bert4keras, fast_transformers, " in refusal("torchscales", saved({}), tmp_path / "x")
+    assert "known are bert4keras, fast_transformers, junnyu, " in refusal("torchscales", saved({}), tmp_path / "x")
     assert "does not exist" in refusal("torchscale", tmp_path / "missing" / "file" / "here", tmp_path / "x")
     monkeypatch.setattr("noria.conversion.source.snapshot_download", offline)
     assert "cannot be read from the Hub: no network" in refusal("torchscale", "someone/something", tmp_path / "x")
