@@ -49,7 +49,7 @@ def make_operator(name: str, step: Step) -> Callable[[Tensor, list[Tensor]], Ten
         return chain(step, weights, rows_for(positions))[positions]
 
     def pull(grad: Tensor, positions: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        _, back = torch.func.vjp(lambda *tensors: pick(positions, tensors), *weights)
+        back = torch.func.vjp(lambda *tensors: pick(positions, tensors), *weights)[1]
         return [one.clone() for one in back(grad)]
 
     codes = torch.library.custom_op(
@@ -96,7 +96,8 @@ class Chain(PositionEncoding):
     def codes(self, context: Context) -> Tensor:
         """p_k (b t d) or (1 t d) for the positions k of the context, in float32 or wider. ValueError for k < 0."""
         positions = real_positions(context)
-        weights = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in self.dynamics()]
+        # Copies: sums of a product depend in their last bit on where the memory of a loaded file begins.
+        weights = [one.to(torch.promote_types(one.dtype, torch.float32), copy=True) for one in self.dynamics()]
         with torch.autocast(positions.device.type, enabled=False):
             if torch.compiler.is_compiling():
                 return self.operator(positions, weights)
@@ -111,7 +112,7 @@ class Chain(PositionEncoding):
             known = self.kept[1]
         if known is None or len(known) < length:
             rows = chain(self.step, weights, length, known)
-            self.kept = ([one.clone() for one in weights], rows)
+            self.kept = (weights, rows)
             return rows
         return known
 

@@ -27,7 +27,7 @@ class Hierarchical(Learned):
         self.weight_of_row = alpha / (1 - alpha)
 
     def codes(self, context: Context) -> Tensor:
-        positions, rows = real_positions(context), self.table.num_embeddings
+        positions, rows = real_positions(context), self.rows
         check_range(positions, rows**2, f"a table of {rows} rows serves {rows}^2 positions")
         across = torch.div(positions, rows, rounding_mode="floor")
         origin = self.table(torch.zeros_like(positions[:1, :1]))

@@ -31,16 +31,19 @@ class Learned(PositionEncoding):
     Raises ValueError for a position that has no row; inside a compiled graph the look-up itself fails.
     """
 
+    table_class: type[nn.Module] = nn.Embedding
+
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
         if rows < 1:
             raise ValueError(f"a table of positions needs at least one row, not {rows}.")
-        self.table = nn.Embedding(rows, dim)
+        self.rows, self.table = rows, self.table_class(rows, dim)
 
     def codes(self, context: Context) -> Tensor:
         """p_k (b t d) or (1 t d) for the positions k of the context."""
-        positions, rows = real_positions(context), self.table.num_embeddings
-        check_range(positions, rows, f"the table has {rows} rows (position_encoding='hierarchical' extends it)")
+        positions = real_positions(context)
+        reason = f"the table has {self.rows} rows, and position_encoding='hierarchical' extends it"
+        check_range(positions, self.rows, reason)
         return self.table(positions)
 
     def add(self, x: Tensor, context: Context, ids: Tensor | None = None) -> Tensor:

@@ -3,10 +3,26 @@
 x_k (1 + p_k)     channel by channel, p a trainable table that begins at zero
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..state import Context
 from .hierarchical import Hierarchical
+
+
+class ZeroTable(nn.Module):
+    """An embedding that begins at zero. Were it an nn.Embedding, models would draw it like any other."""
+
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, dim))
+
+    def initialize(self, std: float) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.embedding(rows, self.weight)
 
 
 class Multiplicative(Hierarchical):
@@ -15,8 +31,7 @@ class Multiplicative(Hierarchical):
     Positions beyond the table are put together from its rows as in `Hierarchical`.
     """
 
-    def initialize(self, std: float) -> None:
-        nn.init.zeros_(self.table.weight)
+    table_class = ZeroTable
 
     def add(self, x: Tensor, context: Context, ids: Tensor | None = None) -> Tensor:
         return x * (1 + self.codes(context)).to(x.dtype)
