@@ -20,13 +20,16 @@ def split_halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate_halves(x: Tensor, angles: Angles) -> Tensor:
-    """Turn channels i and i + d/2 of x (b h t d) by angles (b 1 t d/2)."""
+    """Turn channels i and i + d/2 of x (b h t d) by angles (b 1 t d/2).
+
+    Sums go into the product's own memory: what is joined of two halves would be written twice.
+    """
     first, second = split_halves(x)
-    turned = (
-        torch.addcmul(first * angles.cos, second, angles.sin, value=-1),
-        torch.addcmul(second * angles.cos, first, angles.sin),
-    )
-    return torch.cat(turned, dim=-1)
+    turned = x * torch.cat((angles.cos, angles.cos), dim=-1)
+    left, right = split_halves(turned)
+    left.addcmul_(second, angles.sin, value=-1)
+    right.addcmul_(first, angles.sin)
+    return turned
 
 
 class RotaryHalf(Rotary):

@@ -66,7 +66,7 @@ class XPos(Rotary):
                 "xPos grows towards keys that lie ahead: it takes a causal model, not a bidirectional one."
             )
         q_factor, k_factor = context.once(
-            ("xpos", self.rotated, self.gamma, self.scale_base, q.dtype),
+            ("xpos", self.dim, self.rotated, self.gamma, self.scale_base, q.dtype),
             lambda: self.factors(known_keys(context), q.dtype, context),
         )
         return q * q_factor, k * k_factor
