@@ -234,7 +234,7 @@ class NoriaRoFormerForMaskedLM(RoFormerLanguageModel, EncoderForMaskedLM):
             self.model.mask_decoder = EnhancedMaskDecoder(config, RoFormerBlock(config, config.num_hidden_layers))
             self.post_init()
 
-    def decoded(self, outputs: RoFormerOutput) -> Tensor:
+    def decoded(self, outputs) -> Tensor:
         return outputs.last_hidden_state if outputs.decoded is None else outputs.decoded
 
 

@@ -47,8 +47,8 @@ class T5Bias(PositionEncoding):
 
     def __init__(self, heads: int, buckets: int, max_distance: int, two_sided: bool = False) -> None:
         super().__init__()
-        self.two_sided, self.half = two_sided, buckets // 2
-        self.starts = {both: bucket_starts(self.half if both else buckets, max_distance) for both in (False, True)}
+        self.two_sided, self.side = two_sided, buckets // 2
+        self.starts = {both: bucket_starts(self.side if both else buckets, max_distance) for both in (False, True)}
         self.table = nn.Embedding(buckets, heads)
 
     def buckets(self, distance: Tensor, both: bool) -> Tensor:
@@ -56,7 +56,7 @@ class T5Bias(PositionEncoding):
         starts = torch.tensor(self.starts[both], device=distance.device)
         near = distance.abs() if both else distance.clamp(min=0)
         bucket = torch.bucketize(near, starts, right=True)
-        return bucket + (distance < 0) * self.half if both else bucket
+        return bucket + (distance < 0) * self.side if both else bucket
 
     def share(self, x: Tensor, context: Context) -> Any:
         """(b h t s) or (1 h t s), the same for all layers."""

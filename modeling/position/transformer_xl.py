@@ -6,7 +6,7 @@ R_n = [sin(n w), cos(n w)],   w_m = 10000^(-2m/D)
 W_R is a matrix of its own beside W_K; u and v (one d for each head) stand where the expansion has p_i W_Q, so that
 neither is mapped by W_Q. Distances are not clipped and values know no positions.
 
-The last term has two exact forms, and the one that multiplies less is taken:
+The last term has two exact forms, and the one that costs less is taken:
     table      W_R R_n of the n that occur, met by each query and gathered by distance
     rotation   a_i = (q_i + v) W_R turned by i, met by R_j, for sin((i-j)w) = sin(iw) cos(jw) - cos(iw) sin(jw)
 """
@@ -19,6 +19,9 @@ from ..state import Context
 from .base import PositionEncoding, distances
 from .rotary import geometric, rotation
 from .shaw import pick
+
+# How many multiplications of a matrix product take as long as one gathered number.
+GATHERING = 256
 
 
 class TransformerXL(PositionEncoding):
@@ -43,16 +46,17 @@ class TransformerXL(PositionEncoding):
         return (content + term) * q.shape[-1] ** -0.5
 
     def table_ends(self, q: Tensor, k: Tensor, context: Context) -> tuple[int, int] | None:
-        """The smallest and the largest distance, or None where the rotation multiplies less or nothing may be read."""
+        """The smallest and the largest distance, or None where the rotation costs less or nothing may be read."""
 
         def find() -> tuple[int, int] | None:
-            new, keys = q.shape[2], k.shape[2]
+            heads, new, dim = q.shape[1:]
+            keys, inner = k.shape[2], heads * dim
             far = distances(context)
             if torch.compiler.is_compiling() or new < 2 or not far.numel():
                 return None
             low, high = int(far.min()), int(far.max())
-            table = (high - low + 1) * (self.width + new)
-            return (low, high) if table <= new * (self.width + keys * q.shape[1]) else None
+            table = (high - low + 1) * inner * (self.width + new) + GATHERING * heads * new * keys
+            return (low, high) if table < new * self.width * (inner + heads * keys) else None
 
         return context.once("table ends", find)
 
@@ -79,7 +83,7 @@ class TransformerXL(PositionEncoding):
 
         def compute() -> tuple[Tensor, Tensor, Tensor]:
             cos, sin = self.codes(context.positions, asked)
-            key_cos, key_sin = (cos, sin) if keys is context.positions else self.codes(keys, asked)
+            key_cos, key_sin = (cos, sin) if keys is context.positions else self.codes(keys, asked)  # pyright: ignore
             return cos, sin, torch.cat((key_sin, key_cos), dim=-1).transpose(2, 3)
 
         cos, sin, codes = context.once(("rotation of distances", self.width, self.base, asked.dtype), compute)

@@ -59,7 +59,8 @@ class Tupe(PositionEncoding):
         check_positions(context, self.length)
         relative = self.relative.share(x, context)
         keys = context.key_positions
-        asked, met = self.mapped(context.positions, self.position_query), self.mapped(keys, self.position_key)
+        asked = self.mapped(context.positions, self.position_query)
+        met = self.mapped(keys, self.position_key)  # pyright: ignore
         scores = asked @ met.transpose(2, 3) * self.scaling + relative
         row, column = self.theta[:, None, :, None, None].unbind(0)
         scores = torch.where((keys == 0)[:, None, None, :], column, scores)
