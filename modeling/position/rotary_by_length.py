@@ -83,7 +83,8 @@ class RotaryByLength(PositionEncoding):
             return None
         wide = torch.promote_types(q.dtype, torch.float32)
         (q_one, q_two), (k_one, k_two) = (self.inner.split(x[..., : self.inner.rotated].to(wide)) for x in (q, k))
-        step = max(1, CHUNK // max(k_one.numel(), 1))
+        # A traced program may have any length: it takes all queries at once.
+        step = q.shape[2] if torch.compiler.is_compiling() else max(1, CHUNK // max(k_one.numel(), 1))
         parts = []
         for begin in range(0, q.shape[2], step):
             place = slice(begin, begin + step)

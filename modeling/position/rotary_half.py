@@ -15,8 +15,8 @@ from .rotary import Angles, Rotary
 
 def split_halves(x: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the second channel of each pair of x (b h t d)."""
-    first, second = x.chunk(2, dim=-1)
-    return first, second
+    middle = x.shape[-1] // 2
+    return x[..., :middle], x[..., middle:]
 
 
 def rotate_halves(x: Tensor, angles: Angles) -> Tensor:
