@@ -28,6 +28,7 @@ from .modeling.roformer import (
     NoriaRoFormerModel,
 )
 from .registry import ARCHITECTURES, register
+from .tokenization.roformer_words import NoriaRoFormerTokenizer
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ __all__ = [
     "NoriaRoFormerForSequenceClassification",
     "NoriaRoFormerForTokenClassification",
     "NoriaRoFormerModel",
+    "NoriaRoFormerTokenizer",
     "convert",
     "export",
 ]

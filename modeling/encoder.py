@@ -43,8 +43,7 @@ class EncoderForMaskedLM(LanguageModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            use_cache=False,
-            **kwargs,
+            **kwargs | {"use_cache": False},
         )
         logits = self.lm_head(self.decoded(outputs))
         loss = None
@@ -77,7 +76,7 @@ class EncoderHead(NoriaPreTrainedModel):
 
     def read(self, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs):
         """The trunk's outputs, without a cache."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs | {"use_cache": False})
 
     def pooled(self, x: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         """The hidden state (b d) of each row's first real token, or of its last where the trunk is causal.
