@@ -36,8 +36,8 @@ class RotaryByLength(PositionEncoding):
     """`inner` with the frequencies `by_length(n)` (b t rotated/2) of lengths n (b t); its own are a short text's.
 
     A step of decoding costs a rotation of all keys; a causal call of several tokens beyond the trained length costs
-    that much for each of them. Raises ValueError for an encoding that learns its frequencies, scales keys or turns
-    values.
+    that much for each of them, and where it is traced the memory of all of them at once. Raises ValueError for an
+    encoding that learns its frequencies, scales keys or turns values.
     """
 
     def __init__(self, inner: Rotary, by_length: Callable[[Tensor], Tensor]) -> None:
@@ -83,11 +83,8 @@ class RotaryByLength(PositionEncoding):
             return None
         wide = torch.promote_types(q.dtype, torch.float32)
         (q_one, q_two), (k_one, k_two) = (self.inner.split(x[..., : self.inner.rotated].to(wide)) for x in (q, k))
-        # A traced program may have any length: it takes all queries at once.
-        step = q.shape[2] if torch.compiler.is_compiling() else max(1, CHUNK // max(k_one.numel(), 1))
         parts = []
-        for begin in range(0, q.shape[2], step):
-            place = slice(begin, begin + step)
+        for place in chunks(q.shape[2], k_one.numel()):
             cos, sin = shifts(-distances(context)[:, place], drift[:, place], wide)
             one, two = q_one[:, :, place, None], q_two[:, :, place, None]  # (b h c 1 r)
             real, imaginary = one * cos + two * sin, two * cos - one * sin
@@ -95,6 +92,14 @@ class RotaryByLength(PositionEncoding):
                 torch.einsum("bhcsr,bhsr->bhcs", real, k_one) + torch.einsum("bhcsr,bhsr->bhcs", imaginary, k_two)
             )
         return torch.cat(parts, dim=2) * self.inner.dim**-0.5
+
+
+def chunks(queries: int, size: int) -> list[slice]:
+    """The queries in pieces that hold at most CHUNK numbers, `size` for each; all at once while tracing."""
+    if torch.compiler.is_compiling():
+        return [slice(None)]
+    step = max(1, CHUNK // max(size, 1))
+    return [slice(begin, begin + step) for begin in range(0, queries, step)]
 
 
 def shifts(ahead: Tensor, drift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
