@@ -34,14 +34,10 @@ VARIANTS["linear_both"] = {"attention": "linear", "rotary": "both"}
 VARIANTS["linear_numerator"] = {"attention": "linear", "rotary": "numerator"}
 VARIANTS["linear_cosine"] = {"attention": "linear", "rotary": "both", "feature_map": "cosine"}
 # Tables and clipped distances end at the trained length, so that nothing untrained is ever read.
-SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.1}
-SIZES |= {
-    "max_position_embeddings": 64,
-    "relative_clip": 32,
-    "relative_max_distance": 64,
-    "tie_word_embeddings": False,
-}
-BATCH, LEARNING_RATE, MASKED, RAREST = 8, 5e-3, 0.3, 40
+SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
+SIZES |= {"max_position_embeddings": 64, "relative_clip": 32, "relative_max_distance": 64}
+SIZES |= {"tie_word_embeddings": False, "initializer_range": 0.15}
+BATCH, LEARNING_RATE, MASKED, RAREST = 16, 5e-3, 0.3, 40
 
 
 def corpus() -> tuple[Tensor, Tensor, int]:
@@ -67,7 +63,7 @@ def guess(model: NoriaRoFormerForMaskedLM, ids: Tensor, hidden: Tensor) -> Tenso
 def train(model: NoriaRoFormerForMaskedLM, rows: Tensor, budget: Budget, seed: int) -> None:
     """AdamW, on batches that depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     budget.start()
     while budget.spent < 1:
         batch = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
@@ -99,8 +95,8 @@ def measure(encoding: str, seed: int, budget: Budget, texts: tuple[Tensor, Tenso
     rows, held_out, vocabulary = texts
     torch.manual_seed(seed)
     model = NoriaRoFormerForMaskedLM(NoriaRoFormerConfig(vocab_size=vocabulary, **SIZES, **VARIANTS[encoding]))
-    # Large from the start, lest the codes that some encodings add drown them.
-    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    # As large as the codes that some encodings add, lest one drown the other.
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.4)
     train(model.train(), rows, budget, seed)
     lengths = {str(length): evaluate(model.eval(), held_out, length) for length in LENGTHS}
     run = {"encoding": encoding, "seed": seed, "steps": budget.step, "seconds": round(budget.elapsed, 2)}
@@ -135,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="positions.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--encodings", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3, help="how many times each is trained (3)")
-    parser.add_argument("--steps", type=int, default=800, help="training steps of each model (800)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of each model (1500)")
     parser.add_argument("--seconds", type=float, help="train each model for so long instead")
     parser.add_argument("--output", type=Path, default=Path("noria-positions"), metavar="FOLDER")
     try:

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import logging
 
 from noria import NoriaRoFormerConfig, NoriaRoFormerForCausalLM
 from noria.cli import Parser
@@ -96,6 +97,8 @@ def run(model: Path | None, sentences: Sequence[str], candidates: int, shown: in
         raise ValueError(
             f"there is no folder {model}; convert a checkpoint first: noria convert bert4keras ... {model}"
         )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     set_seed(seed)
     if model is None:
         print("no model was given: a tiny one with random weights stands in, and its figures mean nothing\n")
