@@ -5,6 +5,7 @@ WORKERS ?= 2
 PIP_ARGS ?=
 
 TEST_VENV := .venv-test
+PARITY_VENV := .venv-parity-roformer
 CHECK = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "noria needs Python 3.10 or newer: make PYTHON=...")'
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 QUESTIONS = $(shell grep -l __main__ benchmarks/*.py)
@@ -13,7 +14,7 @@ QUESTIONS = $(shell grep -l __main__ benchmarks/*.py)
 PYTEST := -m pytest -q -n $(WORKERS) --dist loadfile
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help quickstart test fresh suite slow lint style types conformance bench wheel clean
+.PHONY: help quickstart test fresh suite slow lint style types conformance parity bench wheel clean
 
 help:
 	@echo "make quickstart   train a small model on the CPU, about two minutes; ARGS=... goes to noria quickstart"
@@ -21,6 +22,7 @@ help:
 	@echo "make slow         the tests that are too slow for make test"
 	@echo "make lint         ruff check, ruff format --check, pyright on modeling/"
 	@echo "make conformance  transformers' own test mixins; TRANSFORMERS_TESTS=path/to/transformers/tests"
+	@echo "make parity       RoFormer against its originals in PyTorch, both ways; makes $(PARITY_VENV)"
 	@echo "make bench        the benchmarks, into benchmarks/RESULTS.md; ARGS=--quick for a trial"
 	@echo "make wheel        wheel and sdist in dist/"
 	@echo "make clean        remove environments, builds and caches"
@@ -74,6 +76,17 @@ conformance: $(VENV)/.dev
 	$(ONE_THREAD) TRANSFORMERS_TESTS='$(TRANSFORMERS_TESTS)' $(VENV)/bin/python $(PYTEST) $(wildcard tests/conformance tests/test_conformance.py) -m 'slow or not slow' $(ARGS)
 endif
 
+# The package roformer works with transformers of 2023 alone, so it has an environment of its own.
+$(PARITY_VENV)/.ready: tests/parity/requirements-roformer.txt
+	@$(CHECK)
+	$(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps roformer==0.4.3
+	touch $@
+
+parity: $(VENV)/.dev $(PARITY_VENV)/.ready
+	$(ONE_THREAD) $(VENV)/bin/python tests/parity/run.py --old-python $(PARITY_VENV)/bin/python
+
 bench: $(VENV)/.dev
 	@for question in $(QUESTIONS); do echo "$$question"; $(VENV)/bin/python $$question --write $(ARGS) || exit 1; done
 
@@ -82,5 +95,5 @@ wheel: $(VENV)/.dev
 	rm -rf build *.egg-info
 
 clean:
-	rm -rf $(VENV) $(TEST_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TEST_VENV) $(PARITY_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

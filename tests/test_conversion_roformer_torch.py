@@ -245,6 +245,14 @@ def test_small_models_of_electra_keep_their_heads_beside(tmp_path):
     same_folder(source, tmp_path / "back")
 
 
+def test_a_repository_of_the_hub_goes_by_its_own_name(tmp_path, monkeypatch):
+    snapshot = junnyu_folder(tmp_path / "0123abcd", junnyu_state("roformer_sim"))
+    name = "junnyu/roformer_chinese_sim_char_base"
+    monkeypatch.setattr("noria.conversion.source.snapshot_download", {name: str(snapshot)}.__getitem__)
+    model = noria.NoriaRoFormerForCausalLM.from_pretrained(convert("junnyu", name, tmp_path / "model"))
+    assert model.config.unilm
+
+
 def test_a_sim_model_is_told_by_its_name_and_gau_alpha_refused(tmp_path):
     source = junnyu_folder(tmp_path / "roformer_chinese_sim_char_base", junnyu_state("roformer_sim"))
     config = noria.NoriaRoFormerForCausalLM.from_pretrained(convert("junnyu", source, tmp_path / "model")).config
