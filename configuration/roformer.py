@@ -123,6 +123,14 @@ class NoriaRoFormerConfig(HeadsConfig):
         if self.position_encoding.startswith("rotary") or self.position_encoding == "xpos":
             self.require_even_heads("rotary positions turn pairs of channels")
 
+    def validate_rotation(self) -> None:
+        if self.rotary_value and not self.position_encoding.startswith("rotary"):
+            raise ValueError(
+                f"`rotary_value` turns values, which position_encoding={self.position_encoding!r} does not."
+            )
+        if self.unilm and self.position_encoding == "xpos":
+            raise ValueError("xPos reads from left to right alone: a `unilm` prompt is read in both directions.")
+
     def validate_feature_map(self) -> None:
         if self.attention == "linear" and self.feature_map == "softmax" and self.rotary == "both":
             raise ValueError("the 'softmax' map normalises each feature: `rotary` may be 'numerator', not 'both'.")

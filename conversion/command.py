@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
 def add(subparsers: Any, name: str, summary: str, handler: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("format", metavar="FORMAT", help=f"the upstream project: {', '.join(sorted(FORMATS))}")
-    parser.add_argument("source", metavar="SOURCE", help="a file, a folder or a Hub id")
+    parser.add_argument("source", metavar="SOURCE", help="a file, a folder, a zip archive or a Hub id")
     parser.add_argument("target", metavar="TARGET", help="the folder to write; it must be new or empty")
     parser.set_defaults(handler=handler)
     return parser

@@ -15,8 +15,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import GenerationConfig
 
+from .archive import unpacked
 from .checkpoint import Checkpoint, read_checkpoint
-from .format import Plan
+from .format import Format, Plan
 from .formats import find_format
 from .raw_bytes import write_safetensors
 from .rules import Applied, apply, check
@@ -35,7 +36,7 @@ def convert(
     target: str | os.PathLike[str],
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Converts the checkpoint `source` (a file, a folder or a Hub id) of the upstream `format` into a folder.
+    """Converts the checkpoint `source` (file, folder, zip archive or Hub id) of the upstream `format` into a folder.
 
     `config` holds arguments of the upstream's constructor where the checkpoint does not carry them, and fields of the
     noria configuration; both override what the checkpoint says. Tensors keep their dtypes. `conversion.json` in the
@@ -49,8 +50,18 @@ def convert(
     """
     family, folder = find_format(format), Path(target)
     check_target(folder)
-    upstream, fields = family.split(config or {})
-    files = checkpoint_files(local(source), family.patterns)
+    family.split(config or {})
+    path = local(source)
+    with unpacked(path, beside=folder) as place:
+        return convert_files(family, place if place != path else source, place, folder, config or {})
+
+
+def convert_files(
+    family: Format, source: str | os.PathLike[str], path: Path, folder: Path, config: Mapping[str, Any]
+) -> Path:
+    """`convert`, from the files at `path`, which `source` names."""
+    upstream, fields = family.split(config)
+    files = checkpoint_files(path, family.patterns)
     checkpoint = read_checkpoint(files, family.state_keys)
     checkpoint.name = source_name(source, files[0])
     checkpoint.add_companions(files[0].parent, family.companions)
@@ -66,7 +77,7 @@ def convert(
     logger.info("writing %s: %s, %d tensors", folder, plan.model_class.__name__, len(applied.tensors))
     with atomic_folder(folder) as part:
         write_model(part, plan, applied, checkpoint)
-        record = make_record(family.name, plan, applied, checkpoint, config or {})
+        record = make_record(family.name, plan, applied, checkpoint, config)
         (part / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
     return folder
 
