@@ -86,7 +86,7 @@ def clipped_tables(name: str):
     if name == "nezha":
         return Nezha(DIM, CLIP), *[lambda i, j: sinusoid(clip(j - i), DIM)] * 2
     module = drawn(Shaw(DIM, CLIP))
-    tables = module.key_table, module.value_table
+    tables = module.key_table.weight, module.value_table.weight
     return module, *[lambda i, j, table=table: table[clip(i - j) + CLIP] for table in tables]
 
 
@@ -135,13 +135,13 @@ def test_transformer_xl_in_both_forms(width, places):
         return torch.cat((angles.sin(), angles.cos()))[:width]
 
     def position_term(h, query, key, i, j):
-        return (query + module.v[h]) @ module.position_weight[h] @ code(i - j)
+        return (query + module.v.weight[h]) @ module.position_weight.weight[h] @ code(i - j)
 
     def score(h, query, key, i, j):
-        return (module.u[h] @ key + position_term(h, query, key, i, j)) / math.sqrt(DIM)
+        return (module.u.weight[h] @ key + position_term(h, query, key, i, j)) / math.sqrt(DIM)
 
     same(module.bias(q, k, context), scores_by_loop(q, k, context, score))
-    asked, expected = q + module.v[:, None], scores_by_loop(q, k, context, position_term)
+    asked, expected = q + module.v.weight[:, None], scores_by_loop(q, k, context, position_term)
     far = context.positions[:, :, None] - context.key_positions[:, None]
     same(module.by_rotation(asked, context), expected)
     same(module.by_table(asked, context, int(far.min()), int(far.max())), expected)
@@ -162,11 +162,11 @@ def test_transformer_xl_is_the_shifted_product():
     q, _, context = situation(PLACES["contiguous"])
     cos, sin = module.codes(torch.arange(length - 1, -1, -1)[None], q)
     codes = torch.cat((sin, cos), dim=-1)[0, 0]
-    product = torch.einsum("bhtd,hdw,nw->bhtn", q + module.v[:, None], module.position_weight, codes)
+    product = torch.einsum("bhtd,hdw,nw->bhtn", q + module.v.weight[:, None], module.position_weight.weight, codes)
     padded = torch.cat((q.new_zeros(2, HEADS, length, 1), product), dim=-1)
     shifted = padded.view(2, HEADS, length + 1, length)[:, :, 1:].reshape(2, HEADS, length, length)
     seen = torch.ones(length, length, dtype=torch.bool).tril()
-    found = module.by_table(q + module.v[:, None], context, 1 - length, length - 1)
+    found = module.by_table(q + module.v.weight[:, None], context, 1 - length, length - 1)
     same(found.masked_fill(~seen, 0), shifted.masked_fill(~seen, 0))
 
 
@@ -176,7 +176,7 @@ def test_transformer_xl_keeps_its_matrices_apart():
     names = {
         name.removeprefix("layers.0.mixer.position.") for name in model.state_dict() if "layers.0.mixer.pos" in name
     }
-    assert names == {"position_weight", "u", "v"}
+    assert names == {"position_weight.weight", "u.weight", "v.weight"}
     module = model.layers[0].mixer.position
     assert not module.reads
     _, k, context = situation(PLACES["contiguous"])
@@ -185,7 +185,7 @@ def test_transformer_xl_keeps_its_matrices_apart():
     with torch.no_grad():
         # Without a query u k_j is left, for each key its own, and v W_R R_(i-j).
         change = module.bias(nothing, k, context) - module.bias(nothing, nothing, context)
-        same(change, ((k * module.u[:, None]).sum(-1)[:, :, None] / math.sqrt(DIM)).expand_as(change))
+        same(change, ((k * module.u.weight[:, None]).sum(-1)[:, :, None] / math.sqrt(DIM)).expand_as(change))
 
 
 ARTICLE = [*range(8), *[8] * 4, *[9] * 4, *[10] * 7, *[11] * 8]
@@ -245,7 +245,7 @@ def test_tupe(places):
     )
     for (b, h, t, s), _, _, i, j in pairs(q, k, context):
         if i == 0 or j == 0:
-            expected[b, h, t, s] = module.theta[0 if i == 0 else 1, h]
+            expected[b, h, t, s] = module.theta.weight[0 if i == 0 else 1, h]
     same(module.share(None, context).expand(2, -1, -1, -1), expected)
 
 
@@ -270,7 +270,7 @@ def test_deberta_and_its_ablations(terms, places):
     assert module.terms == 1 + sum(terms)
 
     def rows(projection):
-        return projection(table.table).view(2 * CLIP, HEADS, DIM)
+        return projection(table.table.weight).view(2 * CLIP, HEADS, DIM)
 
     def score(h, query, key, i, j):
         total = torch.zeros((), dtype=torch.float64)

@@ -340,7 +340,7 @@ def test_trainable_frequencies_begin_as_the_fixed_ones_and_learn(tokens):
     fixed.load_state_dict({name: w for name, w in model.state_dict().items() if "log_ratio" not in name})
     assert torch.equal(model(tokens(2, 9)).logits, fixed(tokens(2, 9)).logits)
     model(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
-    learned = [layer.mixer.position.log_ratio for layer in model.model.layers]
+    learned = [layer.mixer.position.log_ratio.weight for layer in model.model.layers]
     assert len(learned) == 2
     for ratio in learned:
         assert ratio.grad.abs().min() > 0
@@ -354,7 +354,7 @@ def test_gradients_of_frequencies_and_rotations():
     q = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
 
     def turned(q: Tensor, ratio: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.functional_call(position, {"log_ratio": ratio}, (q, context))
+        return torch.func.functional_call(position, {"log_ratio.weight": ratio}, (q, context))
 
     position.forward = lambda q, context: position.rotate(q, q * 2, context)
     ratio = torch.tensor([0.1, -0.2], dtype=torch.float64, requires_grad=True)
@@ -365,11 +365,11 @@ def test_gradients_of_frequencies_and_rotations():
 
 def test_trainable_frequencies_come_back_from_a_file(tmp_path):
     model = make_model(position_encoding="rotary_trainable", dtype=torch.float32)
-    model.model.layers[1].mixer.position.log_ratio.data.normal_()
+    model.model.layers[1].mixer.position.log_ratio.weight.data.normal_()
     model.save_pretrained(tmp_path)
     other = NoriaRoFormerForCausalLM.from_pretrained(tmp_path)
     for one, two in zip(model.model.layers, other.model.layers, strict=True):
-        assert torch.equal(one.mixer.position.log_ratio, two.mixer.position.log_ratio)
+        assert torch.equal(one.mixer.position.log_ratio.weight, two.mixer.position.log_ratio.weight)
 
 
 # Long-range decay (arXiv:2104.09864, section 3.4.3)

@@ -9,12 +9,12 @@ The published code reads Q^r by delta(i, j) too, which mirrors what the last ter
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..state import Context
 from .base import PositionEncoding, distances
 from .shaw import check_clip, pick
+from .stored import Stored
 
 
 class RelativeTable(PositionEncoding):
@@ -22,13 +22,10 @@ class RelativeTable(PositionEncoding):
 
     def __init__(self, width: int, clip: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.empty(2 * check_clip(clip), width))
-
-    def initialize(self, std: float) -> None:
-        nn.init.normal_(self.table, std=std)
+        self.table = Stored(2 * check_clip(clip), width)
 
     def share(self, x: Tensor, context: Context) -> Any:
-        return self.table
+        return self.table()
 
 
 class Disentangled(PositionEncoding):

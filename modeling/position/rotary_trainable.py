@@ -6,10 +6,11 @@ theta_i = base^(-2i/d) e^(w_i),   w_i = 0 at the start
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..state import Context
 from .rotary import Angles, Rotary, make_angles
+from .stored import Stored
 
 
 class RotaryTrainable(Rotary):
@@ -20,20 +21,19 @@ class RotaryTrainable(Rotary):
 
     def __init__(self, dim: int, base: float = 10000.0, rotated: int | None = None, values: bool = False) -> None:
         super().__init__(dim, base, rotated=rotated, values=values)
-        self.log_ratio = nn.Parameter(torch.empty(self.rotated // 2))
-
-    def initialize(self, std: float) -> None:
-        nn.init.zeros_(self.log_ratio)
+        self.log_ratio = Stored(self.rotated // 2, zero=True)
 
     def frequencies(self, device: torch.device) -> Tensor:
         fixed = super().frequencies(device)
-        return fixed * self.log_ratio.to(fixed.dtype).exp()
+        return fixed * self.log_ratio().to(fixed.dtype).exp()
 
     def angles(self, dtype: torch.dtype, device: torch.device, context: Context) -> Angles:
         """Each layer has its own, with their gradient."""
         return make_angles(context.positions, self.frequencies(device), dtype, self.factor)
 
     def take(self, frequencies: Sequence[float], factor: float = 1.0) -> None:
-        if len(frequencies) != len(self.log_ratio):
-            raise ValueError(f"{len(self.log_ratio)} trainable frequencies cannot begin as {len(frequencies)} others.")
+        if len(frequencies) != len(self.log_ratio.weight):
+            raise ValueError(
+                f"{len(self.log_ratio.weight)} trainable frequencies cannot begin as {len(frequencies)} others."
+            )
         super().take(frequencies, factor)

@@ -6,10 +6,11 @@ Neither R (t s d) is formed: q p_K^T (t 2c+1) is gathered by distance, and a is 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..state import Context
 from .base import PositionEncoding, distances
+from .stored import Stored
 
 
 def clipped_distances(context: Context, clip: int) -> Tensor:
@@ -42,18 +43,14 @@ class Shaw(PositionEncoding):
     def __init__(self, dim: int, clip: int) -> None:
         super().__init__()
         self.clip = check_clip(clip)
-        self.key_table = nn.Parameter(torch.empty(2 * clip + 1, dim))
-        self.value_table = nn.Parameter(torch.empty(2 * clip + 1, dim))
-
-    def initialize(self, std: float) -> None:
-        nn.init.normal_(self.key_table, std=std)
-        nn.init.normal_(self.value_table, std=std)
+        self.key_table = Stored(2 * clip + 1, dim)
+        self.value_table = Stored(2 * clip + 1, dim)
 
     def bias(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
-        return score_by_distance(q, self.key_table, clipped_distances(context, self.clip))
+        return score_by_distance(q, self.key_table(), clipped_distances(context, self.clip))
 
     def read(self, weights: Tensor, context: Context) -> Tensor:
-        return read_by_distance(weights, self.value_table, clipped_distances(context, self.clip))
+        return read_by_distance(weights, self.value_table(), clipped_distances(context, self.clip))
 
 
 def check_clip(clip: int) -> int:

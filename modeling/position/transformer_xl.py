@@ -13,12 +13,13 @@ The last term has two exact forms, and the one that costs less is taken:
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..state import Context
 from .base import PositionEncoding, distances
 from .rotary import geometric, rotation
 from .shaw import pick
+from .stored import Stored
 
 # How many multiplications of a matrix product take as long as one gathered number.
 GATHERING = 256
@@ -30,17 +31,13 @@ class TransformerXL(PositionEncoding):
     def __init__(self, width: int, heads: int, dim: int, base: float = 10000.0) -> None:
         super().__init__()
         self.width, self.base = width, float(base)
-        self.position_weight = nn.Parameter(torch.empty(heads, dim, width))
-        self.u = nn.Parameter(torch.empty(heads, dim))
-        self.v = nn.Parameter(torch.empty(heads, dim))
-
-    def initialize(self, std: float) -> None:
-        for weight in (self.position_weight, self.u, self.v):
-            nn.init.normal_(weight, std=std)
+        self.position_weight = Stored(heads, dim, width)
+        self.u = Stored(heads, dim)
+        self.v = Stored(heads, dim)
 
     def bias(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
-        content = (k @ self.u[..., None]).transpose(2, 3)  # (b h 1 s)
-        asked = q + self.v[:, None]
+        content = (k @ self.u()[..., None]).transpose(2, 3)  # (b h 1 s)
+        asked = q + self.v()[:, None]
         ends = self.table_ends(q, k, context)
         term = self.by_rotation(asked, context) if ends is None else self.by_table(asked, context, *ends)
         return (content + term) * q.shape[-1] ** -0.5
@@ -74,7 +71,7 @@ class TransformerXL(PositionEncoding):
             return table, (distances(context) - low)[:, None].contiguous()
 
         table, places = context.once(("table of distances", self.width, self.base, asked.dtype), compute)
-        keys = self.position_weight @ table.T  # (h d n)
+        keys = self.position_weight() @ table.T  # (h d n)
         return pick(asked @ keys, places)
 
     def by_rotation(self, asked: Tensor, context: Context) -> Tensor:
@@ -87,7 +84,7 @@ class TransformerXL(PositionEncoding):
             return cos, sin, torch.cat((key_sin, key_cos), dim=-1).transpose(2, 3)
 
         cos, sin, codes = context.once(("rotation of distances", self.width, self.base, asked.dtype), compute)
-        mapped = (asked @ self.position_weight).to(cos.dtype)
+        mapped = (asked @ self.position_weight()).to(cos.dtype)
         # An odd width has a sine without its cosine.
         of_sin, of_cos = F.pad(mapped, (0, self.width % 2)).chunk(2, dim=-1)
         turned = torch.cat((of_cos * sin - of_sin * cos, of_sin * sin + of_cos * cos), dim=-1)

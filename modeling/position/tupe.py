@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..state import Context
 from .base import PositionEncoding
+from .stored import Stored
 from .t5 import T5Bias
 
 TERMS = 2
@@ -44,10 +45,7 @@ class Tupe(PositionEncoding):
         self.position_query = nn.Linear(width, heads * dim, bias=False)
         self.position_key = nn.Linear(width, heads * dim, bias=False)
         self.relative = relative
-        self.theta = nn.Parameter(torch.empty(2, heads))
-
-    def initialize(self, std: float) -> None:
-        nn.init.normal_(self.theta, std=std)
+        self.theta = Stored(2, heads)
 
     def mapped(self, positions: Tensor, projection: nn.Linear) -> Tensor:
         """p U (b h t d) of positions (b t)."""
@@ -62,6 +60,6 @@ class Tupe(PositionEncoding):
         asked = self.mapped(context.positions, self.position_query)
         met = self.mapped(keys, self.position_key)  # pyright: ignore
         scores = asked @ met.transpose(2, 3) * self.scaling + relative
-        row, column = self.theta[:, None, :, None, None].unbind(0)
+        row, column = self.theta()[:, None, :, None, None].unbind(0)
         scores = torch.where((keys == 0)[:, None, None, :], column, scores)
         return torch.where((context.positions == 0)[:, None, :, None], row, scores)
