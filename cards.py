@@ -1,4 +1,4 @@
-"""Model cards: the card of an architecture, and that card with the facts of one model, for the Hub."""
+"""Model cards: of an architecture, of its published variants, and either with the facts of one model, for the Hub."""
 
 import json
 import os
@@ -21,6 +21,7 @@ PIPELINES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
 }
 # What a configuration may say about a model's size, in the words of the card.
 SIZES = {
@@ -33,6 +34,41 @@ SIZES = {
 }
 
 
+class Variant(NamedTuple):
+    """What has been published of an architecture and has a card: what its configurations say, and a head it is not."""
+
+    fields: dict[str, Any]
+    other_head: str = ""
+
+    def has(self, config: dict[str, Any]) -> bool:
+        """Whether a model with this configuration is such a variant."""
+        heads = config.get("architectures") or [""]
+        if self.other_head and heads[0].endswith(self.other_head):
+            return False
+        return all(config.get(field) == value for field, value in self.fields.items())
+
+
+ROFORMER = {
+    "model_type": "noria_roformer",
+    "position_encoding": "rotary",
+    "attention": "softmax",
+    "log_scaling": False,
+    "enhanced_mask_decoder": False,
+}
+ROFORMER_V1 = {**ROFORMER, "version": 1, "norm_type": "layer_norm", "use_bias": True, "head_transform": True}
+ROFORMER_V2 = {**ROFORMER, "version": 2, "norm_type": "rms_norm", "use_bias": False, "head_transform": False}
+ENCODER = {"bidirectional": True, "unilm": False}
+# By the name of the card: the first that a configuration has is the model's, and its architecture's if it has none.
+# A causal head makes a GPT of an encoder's tensors, and the encoder's card would not be about it.
+VARIANTS = {
+    "roformer-sim": Variant({**ROFORMER_V1, "unilm": True, "pooler": "linear", "rotary_value": False}),
+    "roformer-gpt": Variant({**ROFORMER_V1, "bidirectional": False, "unilm": False, "rotary_value": False}),
+    "roformer-small-english": Variant({**ROFORMER_V1, **ENCODER, "rotary_value": True}, other_head="ForCausalLM"),
+    "roformer-v1": Variant({**ROFORMER_V1, **ENCODER, "rotary_value": False}, other_head="ForCausalLM"),
+    "roformer-v2": Variant({**ROFORMER_V2, **ENCODER, "rotary_value": False}, other_head="ForCausalLM"),
+}
+
+
 class Facts(NamedTuple):
     """What a card says of one model: its configuration, its size, and the format that it was converted from."""
 
@@ -42,40 +78,51 @@ class Facts(NamedTuple):
 
 
 def card(source: PreTrainedModel | str | os.PathLike, *, name: str | None = None, license: str = "unknown") -> str:
-    """The card, as README.md has it, of a model, a saved folder, a repository on the Hub, or an architecture.
+    """The card, as README.md has it, of a model, a saved folder, a Hub repository, an architecture or a variant.
 
     name: the title of a model's card and the name that it is loaded by. license: of the weights, as the Hub spells it;
-    a card never guesses it. An architecture is named as in `noria_retnet`, `retnet` or `RetNet`, and its own card is
-    returned as it is. Raises ValueError for anything else and for a model that is not noria's, OSError for a
-    repository that cannot be read.
+    a card never guesses it. An architecture is named as in `noria_retnet`, `retnet` or `RetNet`, a published variant
+    as in `roformer-sim`, and their own cards are returned as they are. Raises ValueError for anything else and for a
+    model that is not noria's, OSError for a repository that cannot be read.
     """
     if isinstance(source, PreTrainedModel):
         return model_card(facts_of_model(source), name or source.name_or_path, license)
     if Path(source).is_dir():
         return model_card(facts_of_folder(Path(source)), name or Path(source).resolve().name, license)
-    architecture = named(str(source))
-    if architecture is not None:
-        return str(architecture_card(architecture))
+    found = named(str(source))
+    if found is not None:
+        return str(read_card(found))
     if Path(source).exists() or str(source).count("/") != 1:
-        known = ", ".join(sorted(ARCHITECTURES))
+        known = ", ".join([*sorted(ARCHITECTURES), *sorted(VARIANTS)])
         raise ValueError(f"{str(source)!r} is no folder, no user/name on the Hub and no architecture; known: {known}.")
     return model_card(facts_of_repository(str(source)), name or str(source), license)
 
 
-def named(name: str) -> Architecture | None:
-    """The architecture that is called so, whatever the case, with or without `noria`."""
+def named(name: str) -> str | None:
+    """The card of the architecture or variant that is called so, whatever the case, with or without `noria`."""
 
     def plain(name: str) -> str:
-        return name.lower().removeprefix("noria").replace("_", "")
+        return name.lower().replace("_", "").replace("-", "").removeprefix("noria")
 
-    return next((row for row in ARCHITECTURES.values() if plain(row.name) == plain(name)), None)
+    cards = {plain(row.name): card_name(row) for row in ARCHITECTURES.values()}
+    cards |= {plain(variant): variant for variant in VARIANTS}
+    return cards.get(plain(name))
 
 
-def architecture_card(architecture: Architecture) -> ModelCard:
+def card_name(architecture: Architecture) -> str:
+    return architecture.config_class.model_type.removeprefix("noria_")
+
+
+def choose_card(config: dict[str, Any], architecture: Architecture) -> str:
+    """The name of the card of a model: its variant's, or else its architecture's."""
+    return next((name for name, variant in VARIANTS.items() if variant.has(config)), card_name(architecture))
+
+
+def read_card(name: str) -> ModelCard:
     """The card in model_cards/; raises ValueError where it is missing."""
-    path = CARDS / f"{architecture.config_class.model_type.removeprefix('noria_')}.md"
+    path = CARDS / f"{name}.md"
     if not path.is_file():
-        raise ValueError(f"there is no model card for {architecture.name}: {path} is missing.")
+        raise ValueError(f"there is no model card for {name}: {path} is missing.")
     return ModelCard(path.read_text(encoding="utf-8"))
 
 
@@ -103,9 +150,9 @@ def facts_of_repository(repo: str) -> Facts:
 
 
 def model_card(facts: Facts, name: str, license: str) -> str:
-    """The architecture's card under the model's name, with a section about the model in front of the others."""
+    """The variant's or architecture's card under the model's name, a section about the model before the others."""
     architecture = find_architecture(facts.config.get("model_type"))
-    base = architecture_card(architecture)
+    base = read_card(choose_card(facts.config, architecture))
     model_class = (facts.config.get("architectures") or [""])[0]
     head = next((head for head, model in architecture.models.items() if model.__name__ == model_class), "Model")
     base.data.license = license
