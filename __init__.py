@@ -8,6 +8,7 @@ Importing this package registers every architecture with transformers' Auto clas
 """
 
 from .configuration.linear_transformer import NoriaLinearTransformerConfig
+from .configuration.mamba import NoriaMambaConfig
 from .configuration.retnet import NoriaRetNetConfig
 from .configuration.roformer import NoriaRoFormerConfig
 from .modeling.cache import NoriaCache
@@ -16,6 +17,13 @@ from .modeling.linear_transformer import (
     NoriaLinearTransformerForMaskedLM,
     NoriaLinearTransformerForSequenceClassification,
     NoriaLinearTransformerModel,
+)
+from .modeling.mamba import (
+    NoriaMambaForCausalLM,
+    NoriaMambaForMaskedLM,
+    NoriaMambaForSequenceClassification,
+    NoriaMambaForTokenClassification,
+    NoriaMambaModel,
 )
 from .modeling.retnet import NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification, NoriaRetNetModel
 from .modeling.roformer import (
@@ -39,6 +47,14 @@ register(
     NoriaLinearTransformerForMaskedLM,
     NoriaLinearTransformerForSequenceClassification,
 )
+register(
+    NoriaMambaConfig,
+    NoriaMambaModel,
+    NoriaMambaForCausalLM,
+    NoriaMambaForMaskedLM,
+    NoriaMambaForSequenceClassification,
+    NoriaMambaForTokenClassification,
+)
 register(NoriaRetNetConfig, NoriaRetNetModel, NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification)
 register(
     NoriaRoFormerConfig,
@@ -59,6 +75,12 @@ __all__ = [
     "NoriaLinearTransformerForMaskedLM",
     "NoriaLinearTransformerForSequenceClassification",
     "NoriaLinearTransformerModel",
+    "NoriaMambaConfig",
+    "NoriaMambaForCausalLM",
+    "NoriaMambaForMaskedLM",
+    "NoriaMambaForSequenceClassification",
+    "NoriaMambaForTokenClassification",
+    "NoriaMambaModel",
     "NoriaRetNetConfig",
     "NoriaRetNetForCausalLM",
     "NoriaRetNetForSequenceClassification",

@@ -12,6 +12,7 @@ import torch
 from noria import (
     ARCHITECTURES,
     NoriaLinearTransformerConfig,
+    NoriaMambaConfig,
     NoriaRetNetConfig,
     NoriaRoFormerConfig,
 )
@@ -75,9 +76,17 @@ ENTRIES = [
         {"post_norm": True, "embedding_norm": True, "scale_embedding": True, "residual_scale": 1.4},
         NO_ENCODER,
     ),
+    Entry("mamba", NoriaMambaConfig),
+    Entry("mamba-layer-norm", NoriaMambaConfig, {"norm": "layer_norm", "use_bias": True, "use_projection_bias": True}),
     Entry("roformer", NoriaRoFormerConfig, {"num_attention_heads": 2, "norm_eps": 1e-6}, GROWS | PROMPT),
     Entry("roformer-v2", NoriaRoFormerConfig, {"num_attention_heads": 2, "version": 2, "norm_eps": 1e-6}, GROWS),
     Entry("roformer-linear", NoriaRoFormerConfig, {"num_attention_heads": 2, "attention": "linear", "norm_eps": 1e-6}),
+    Entry(
+        "roformer-deberta",
+        NoriaRoFormerConfig,
+        {"num_attention_heads": 2, "position_encoding": "deberta", "relative_clip": 3, "norm_eps": 1e-6},
+        GROWS,
+    ),
 ]
 
 CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]
