@@ -11,6 +11,7 @@ from .configuration.linear_transformer import NoriaLinearTransformerConfig
 from .configuration.mamba import NoriaMambaConfig
 from .configuration.retnet import NoriaRetNetConfig
 from .configuration.roformer import NoriaRoFormerConfig
+from .configuration.rwkv import NoriaRWKVConfig
 from .modeling.cache import NoriaCache
 from .modeling.linear_transformer import (
     NoriaLinearTransformerForCausalLM,
@@ -35,6 +36,7 @@ from .modeling.roformer import (
     NoriaRoFormerForTokenClassification,
     NoriaRoFormerModel,
 )
+from .modeling.rwkv import NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification, NoriaRWKVModel
 from .registry import ARCHITECTURES, register
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
 
@@ -66,6 +68,7 @@ register(
     NoriaRoFormerForQuestionAnswering,
     NoriaRoFormerForMultipleChoice,
 )
+register(NoriaRWKVConfig, NoriaRWKVModel, NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification)
 
 __all__ = [
     "ARCHITECTURES",
@@ -81,6 +84,10 @@ __all__ = [
     "NoriaMambaForSequenceClassification",
     "NoriaMambaForTokenClassification",
     "NoriaMambaModel",
+    "NoriaRWKVConfig",
+    "NoriaRWKVForCausalLM",
+    "NoriaRWKVForSequenceClassification",
+    "NoriaRWKVModel",
     "NoriaRetNetConfig",
     "NoriaRetNetForCausalLM",
     "NoriaRetNetForSequenceClassification",

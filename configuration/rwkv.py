@@ -1,0 +1,57 @@
+"""RWKV: Peng et al. 2023 (arXiv:2305.13048), 2024 (arXiv:2404.05892), 2025 (arXiv:2503.14456)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .decoder import DecoderConfig, derive_heads, logger, require_multiple
+
+VERSIONS = (4, 5, 6, 7)
+
+
+@strict
+class NoriaRWKVConfig(DecoderConfig):
+    r"""
+    version (`int`): 4, 5 (which is 5.2), 6 or 7.
+    attention_hidden_size (`int`): width of keys and values of all heads together; by default `hidden_size`.
+    num_attention_heads (`int`): heads of versions 5 to 7, by default about 64 wide; version 4 has none.
+    intermediate_size (`int`): width of the channel mix; by default what the published models have: four times
+        `hidden_size` in versions 4 and 7, three and a half times in versions 5 and 6.
+    """
+
+    model_type = "noria_rwkv"
+
+    version: int = 4
+    attention_hidden_size: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    norm_eps: float = 1e-5
+
+    def derive_sizes(self) -> None:
+        if self.version not in VERSIONS:
+            raise ValueError(f"`version` must be one of {', '.join(map(str, VERSIONS))}, not {self.version}.")
+        if self.attention_hidden_size is None:
+            self.attention_hidden_size = self.hidden_size
+        if self.version == 4 and self.num_attention_heads is not None:
+            logger.warning_once(f"RWKV-4 has no heads: `num_attention_heads` ({self.num_attention_heads}) is ignored.")
+            self.num_attention_heads = None
+        elif self.version > 4 and self.num_attention_heads is None:
+            self.num_attention_heads = derive_heads(self.attention_hidden_size)
+        if self.intermediate_size is None:
+            self.intermediate_size = (
+                4 * self.hidden_size if self.version in (4, 7) else max(self.hidden_size * 7 // 2 // 32 * 32, 32)
+            )
+
+    @property
+    def head_size(self) -> int:
+        """The width of each head of versions 5 to 7."""
+        return self.attention_hidden_size // self.num_attention_heads
+
+    def validate_heads(self) -> None:
+        if self.attention_hidden_size < 1:
+            raise ValueError(f"`attention_hidden_size` must be at least 1, not {self.attention_hidden_size}.")
+        if self.version > 4:
+            require_multiple(
+                "attention_hidden_size", self.attention_hidden_size, "num_attention_heads", self.num_attention_heads
+            )
+
+
+__all__ = ["NoriaRWKVConfig"]
