@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, TextStreamer, set_seed
 from transformers.utils import logging
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -48,6 +48,7 @@ class Writer:
         inputs = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(self.model.device)
         if inputs.input_ids.shape[1] == 0:
             raise ValueError("the prompt is empty, and this model's tokenizer puts nothing in front of it")
+        self.leave_open(inputs)
         if seed is not None:
             set_seed(seed)
         config = self.model.generation_config
@@ -58,6 +59,17 @@ class Writer:
         streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)
         output = self.model.generate(**inputs, do_sample=do_sample, streamer=streamer, **options)
         return self.tokenizer.decode(output[0], skip_special_tokens=True)
+
+    def leave_open(self, inputs: BatchEncoding) -> None:
+        """Drop the end that BERT's tokenizers put after every text: a prompt that has ended is not continued.
+
+        A UniLM model reads its prompt whole, end included, and writes another text.
+        """
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        if int(inputs.input_ids[0, -1]) in ends and not getattr(self.model.config, "unilm", False):
+            for name, values in inputs.items():
+                inputs[name] = values[:, :-1]
 
 
 def require_model_name(model: str) -> None:

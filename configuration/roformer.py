@@ -64,6 +64,8 @@ class NoriaRoFormerConfig(HeadsConfig):
     log_scaling (`bool`): queries are multiplied by log n / log 512, n tokens being seen (kexue.fm/archives/8823).
     relative_clip (`int`): the distance beyond which "shaw", "nezha" and "deberta" see no difference.
     relative_buckets, relative_max_distance (`int`): the buckets of "t5" and "tupe".
+    classifier_act (`str`): activation in the heads that classify a sequence or choose: "tanh" as in BERT; in-tree
+        RoFormer takes its `hidden_act`.
     enhanced_mask_decoder (`bool`): the masked language model decodes with absolute positions (arXiv:2006.03654).
     attention (`str`): "softmax" or "linear".
     feature_map, normalizer_eps: those of linear attention, see `NoriaLinearTransformerConfig`.
@@ -93,6 +95,7 @@ class NoriaRoFormerConfig(HeadsConfig):
     relative_clip: int = 64
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    classifier_act: str = "tanh"
     enhanced_mask_decoder: bool = False
     attention: Literal["softmax", "linear"] = "softmax"
     feature_map: Literal["elu", "relu", "exp", "softmax", "cosine", "taylor"] = "elu"

@@ -36,7 +36,7 @@ def unpacked(path: Path, beside: Path) -> Iterator[Path]:
             with zipfile.ZipFile(path) as archive:
                 check_members(path, archive)
                 archive.extractall(root)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
             raise ValueError(f"{path} is not a readable zip archive: {error}") from error
         yield inner_folder(root)
 

@@ -176,10 +176,6 @@ def head_class(source: Source, decoder: bool) -> type[PreTrainedModel]:
     if "classifier.out_proj.weight" in tensors:
         if decoder:
             settings.wrong.append("is_decoder: the upstream classifies a sequence by its first token, which sees none")
-        if settings.stated("hidden_act")[0] != "tanh":
-            settings.wrong.append(
-                "RoFormerForSequenceClassification applies hidden_act in its classifier, where the model here has tanh"
-            )
         return NoriaRoFormerForSequenceClassification
     if "classifier.weight" not in tensors:
         return NoriaRoFormerModel
@@ -213,6 +209,8 @@ def make_plan(
     source: Source, model_class: type[PreTrainedModel], config: dict[str, Any], fields: Mapping[str, Any]
 ) -> Plan:
     """The plan once every setting is known; ValueError for all that is missing or wrong."""
+    if model_class is NoriaRoFormerForSequenceClassification:
+        config["classifier_act"] = config["hidden_act"]
     checkpoint, settings = source.checkpoint, source.settings
     check_name(settings, checkpoint.name, config["version"])
     labels = label_fields(source, model_class)

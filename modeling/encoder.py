@@ -17,6 +17,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.decoder import DecoderConfig
+from .activation import activation
 from .backbone import Backbone, NoriaPreTrainedModel
 from .language_model import LanguageModel
 from .layout import first_or_last_real
@@ -93,16 +94,17 @@ class EncoderHead(NoriaPreTrainedModel):
 
 
 class PooledHead(nn.Module):
-    """BERT's: W_out dropout(tanh(W dropout(x))), x (b d) being what one token became."""
+    """BERT's: W_out dropout(act(W dropout(x))), x (b d) being what one token became; act is tanh unless told."""
 
     def __init__(self, config: DecoderConfig, num_labels: int) -> None:
         super().__init__()
+        self.act = activation(getattr(config, "classifier_act", "tanh"))
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.out_proj = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
+        return self.out_proj(self.dropout(self.act(self.dense(self.dropout(x)))))
 
 
 class EncoderForSequenceClassification(EncoderHead):

@@ -81,10 +81,14 @@ def make_unilm_visibility(config: PreTrainedConfig, x: Tensor, types: Tensor, ca
 
 
 def ordered_visibility(order: Tensor, layout: Layout) -> Tensor:
-    """Boolean (b 1 t t): keys that are real, of the same segment, no later in `order` (b t); a token sees itself."""
+    """Boolean (b 1 t t): keys that are real, of the same segment and no later in `order` (b t).
+
+    A token that would see nothing, as some padding would, sees itself.
+    """
     visible = order[:, None, :] <= order[:, :, None]
     if layout.segments is not None:
         visible = visible & (layout.segments[:, :, None] == layout.segments[:, None, :])
     if layout.mask is not None:
         visible = visible & layout.mask[:, None, :]
-    return (visible | torch.eye(order.shape[1], dtype=torch.bool, device=order.device))[:, None]
+    itself = torch.eye(order.shape[1], dtype=torch.bool, device=order.device)
+    return (visible | (itself & ~visible.any(dim=-1, keepdim=True)))[:, None]

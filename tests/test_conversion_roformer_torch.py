@@ -36,7 +36,8 @@ CASES = {
     "tokens": ("RoFormerForTokenClassification", {"num_labels": 5}),
     "labels": ("RoFormerForTokenClassification", {"id2label": {0: "O", 1: "B", 2: "I"}}),
     "answers": ("RoFormerForQuestionAnswering", {}),
-    "sequence": ("RoFormerForSequenceClassification", {"num_labels": 3, "hidden_act": "tanh"}),
+    "sequence": ("RoFormerForSequenceClassification", {"num_labels": 3}),
+    "sequence, relu": ("RoFormerForSequenceClassification", {"num_labels": 2, "hidden_act": "relu"}),
     "choice": (
         "RoFormerForMultipleChoice",
         {"summary_type": "first", "summary_use_proj": True, "summary_activation": "tanh"},
@@ -125,7 +126,6 @@ def test_a_folder_without_the_word_embedding_has_it_as_the_decoder(tmp_path):
 @pytest.mark.parametrize(
     ("head", "options", "config", "message"),
     [
-        ("RoFormerForSequenceClassification", {}, {}, "applies hidden_act in its classifier"),
         ("RoFormerForMultipleChoice", {}, {}, "summary_type is 'last'"),
         ("RoFormerForCausalLM", {}, {}, "is_decoder is false"),
         ("RoFormerForMaskedLM", {}, {"add_cross_attention": True}, "add_cross_attention=True cannot be converted"),

@@ -75,7 +75,7 @@ def test_adapter_is_saved_and_loaded(entry, tmp_path, tokens) -> None:
     train_once(adapted, ids)
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(loaded(ids).logits, adapted(ids).logits)
+    same(loaded(ids).logits, adapted(ids).logits, 1e-6)  # where a loaded file lies in memory changes the last bit
     generated = adapted.generate(input_ids=ids, max_new_tokens=5, do_sample=False)
     assert torch.equal(loaded.generate(input_ids=ids, max_new_tokens=5, do_sample=False), generated)
 
@@ -87,7 +87,7 @@ def test_disabled_adapter_is_the_base_model(entry, tokens) -> None:
     model.add_adapter(lora())
     assert not torch.equal(model(ids).logits, expected)
     model.disable_adapters()
-    assert torch.equal(model(ids).logits, expected)
+    same(model(ids).logits, expected, 1e-13)
 
 
 @over(CAUSAL)
