@@ -4,7 +4,7 @@ import math
 
 from huggingface_hub.dataclasses import strict
 
-from .decoder import DecoderConfig
+from .decoder import DecoderConfig, logger
 
 
 @strict
@@ -25,6 +25,7 @@ class NoriaMambaConfig(DecoderConfig):
     norm (`str`): `rms_norm` or `layer_norm`.
     residual_in_fp32 (`bool`): sums of the residual stream in float32 where the weights are of half precision.
     rescale_prenorm_residual (`bool`): initial output maps are divided by sqrt(num_hidden_layers).
+    num_attention_heads (`None`): there are none; PEFT asks every model for the name.
     bidirectional (`bool`): every token sees all others; the heads of encoders are so whatever this says.
     """
 
@@ -47,10 +48,14 @@ class NoriaMambaConfig(DecoderConfig):
     norm_eps: float = 1e-5
     residual_in_fp32: bool = True
     rescale_prenorm_residual: bool = True
+    num_attention_heads: int | None = None
     bidirectional: bool = False
     tie_word_embeddings: bool = True
 
     def derive_sizes(self) -> None:
+        if self.num_attention_heads is not None:
+            logger.warning_once(f"Mamba has no heads: `num_attention_heads` ({self.num_attention_heads}) is ignored.")
+            self.num_attention_heads = None
         if self.inner_size is None:
             self.inner_size = int(self.expand * self.hidden_size)
         if self.time_step_rank is None:

@@ -12,8 +12,6 @@ In both directions: a centred convolution, and the scan of the tokens plus that 
 weights, as the tagger of the package `typeseg` has it; D u counts in each.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

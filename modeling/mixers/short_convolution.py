@@ -2,7 +2,8 @@
 
     y_t = act(b + sum_j w_j x_(t - k + 1 + j))
 
-It stands before the scans of Mamba (arXiv:2312.00752). State: the last k - 1 inputs (b k-1 d), before the activation.
+It stands before the scans of Mamba (arXiv:2312.00752). State: the last k - 1 inputs (b k-1 d), before the
+activation, in float32 where they are of half precision.
 """
 
 import math
@@ -34,7 +35,8 @@ class ShortConvolution(nn.Module):
             nn.init.zeros_(self.bias)
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.zeros(batch, self.kernel - 1, self.weight.shape[0], dtype=dtype, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        return torch.zeros(batch, self.kernel - 1, self.weight.shape[0], dtype=wide, device=device)
 
     def forward(self, x: Tensor, context: Context, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, state = causal_convolution(
@@ -46,4 +48,4 @@ class ShortConvolution(nn.Module):
             segments=context.segments,
             ahead=0 if context.causal else self.kernel // 2,
         )
-        return self.act(y), state
+        return self.act(y), state.to(torch.promote_types(state.dtype, torch.float32))

@@ -46,20 +46,25 @@ def causal_convolution(
     (b, t, d), k = x.shape, weight.shape[1]
     form = choose_form(x.device, t) if form is None else check_form(form)
     state = x.new_zeros(b, k - 1 - ahead, d) if state is None else state.to(x.dtype)
-    last = None if segments is None else segments[:, -1:].expand(b, 1)
-    numbers = None if segments is None else segments.expand(b, t)
-    places = None
-    if mask is not None and (t > 1 or ahead):
-        places = real_first(mask.expand(b, t))
-        x = take(x, places.argsort(dim=1))
-        # Padding, now behind the tokens, is a sequence of its own.
-        numbers = take_numbers(numbers, mask.expand(b, t), places)
+    mask, segments = (None if part is None else part.expand(b, t) for part in (mask, segments))
+    x, numbers, places = compact(x, mask, segments, ahead)
     window = torch.cat([state, x, x.new_zeros(b, ahead, d)], dim=1)
     near = None if numbers is None else neighbours(numbers, k, ahead)
     y = shifted_sums(window, weight, bias, near, form)
     y = y if places is None else take(y, places)
-    count = None if mask is None else mask.expand(b, t).sum(1, keepdim=True)
-    return y, last_inputs(window, numbers, last, count, k - 1 - ahead)
+    return y, last_inputs(window[:, : k - 1 - ahead + t], k - 1 - ahead, mask, segments, numbers)
+
+
+def compact(
+    x: Tensor, mask: Tensor | None, segments: Tensor | None, ahead: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x and its segments with the real tokens at the front of each row, and where each token went, or None."""
+    if mask is None or (x.shape[1] == 1 and not ahead):
+        return x, segments, None
+    places = real_first(mask)
+    # Looking back alone, no real token comes upon padding.
+    numbers = take_numbers(segments, mask, places) if ahead or segments is not None else None
+    return take(x, places.argsort(dim=1)), numbers, places
 
 
 def real_first(mask: Tensor) -> Tensor:
@@ -74,9 +79,9 @@ def take(x: Tensor, places: Tensor) -> Tensor:
     return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
 
 
-def take_numbers(numbers: Tensor | None, mask: Tensor, places: Tensor) -> Tensor:
-    """The segments (b t), or zeros, in their new places, and -1 at padding."""
-    known = torch.where(mask, 0 if numbers is None else numbers.long(), -1)
+def take_numbers(segments: Tensor | None, mask: Tensor, places: Tensor) -> Tensor:
+    """The segments (b t), or zeros, in their new places, and -1 at padding, which is a sequence of its own."""
+    known = torch.where(mask, 0 if segments is None else segments.long(), -1)
     return torch.empty_like(known).scatter(1, places, known)
 
 
@@ -88,22 +93,22 @@ def neighbours(numbers: Tensor, k: int, ahead: int) -> Tensor:
 
 
 def last_inputs(
-    window: Tensor, numbers: Tensor | None, last: Tensor | None, count: Tensor | None, size: int
+    window: Tensor, size: int, mask: Tensor | None, segments: Tensor | None, numbers: Tensor | None
 ) -> Tensor:
     """The `size` inputs that end at the last real token of each row, zeros where they are of another segment.
 
-    window (b size+t+ahead d); numbers (b t) with real tokens first; last (b 1): the row's last segment; count (b 1).
+    window (b size+t d): the state and the inputs, real ones first; numbers (b t): the segments, likewise.
     """
-    b, t = window.shape[0], window.shape[1] - size if numbers is None else numbers.shape[1]
+    b, t = window.shape[0], window.shape[1] - size
+    if mask is None and segments is None:
+        return window[:, t:].clone()
     place = torch.arange(size, device=window.device).expand(b, -1)
-    if count is None and last is None:
-        return window[:, t : t + size].clone()
-    place = place + (t if count is None else count)
+    place = place + (t if mask is None else mask.sum(1, keepdim=True))
     state = take(window, place)
-    if last is None:
+    if segments is None or numbers is None:
         return state
-    known = F.pad(numbers.long(), (size, 0), value=0) if numbers is not None else place.new_zeros(b, size + t)
-    return torch.where((known.gather(1, place) == last)[..., None], state, 0)
+    known = F.pad(numbers.long(), (size, 0), value=0).gather(1, place)
+    return torch.where((known == segments[:, -1:])[..., None], state, 0)
 
 
 def _check(
@@ -123,11 +128,10 @@ def _check(
     k = weight.shape[1]
     if not 0 <= ahead < k:
         raise ValueError(f"ahead must be in 0..{k - 1}, not {ahead}")
-    if bias is not None and bias.shape != (d,):
-        raise ValueError(f"bias must be {(d,)}, not {tuple(bias.shape)}")
-    if state is not None and state.shape != (b, k - 1 - ahead, d):
-        raise ValueError(f"state must be {(b, k - 1 - ahead, d)}, not {tuple(state.shape)}")
-    if mask is not None and (mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] != t):
-        raise ValueError(f"mask must be {(b, t)} booleans, not {mask.dtype} {tuple(mask.shape)}")
-    if segments is not None and (segments.is_floating_point() or segments.dim() != 2 or segments.shape[1] != t):
-        raise ValueError(f"segments must be {(b, t)} integers, not {segments.dtype} {tuple(segments.shape)}")
+    for name, tensor, shape in (("bias", bias, (d,)), ("state", state, (b, k - 1 - ahead, d))):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must be {shape}, not {tuple(tensor.shape)}")
+    for name, tensor, wanted in (("mask", mask, "booleans"), ("segments", segments, "integers")):
+        fits = tensor is None or (tensor.dtype == torch.bool if name == "mask" else not tensor.is_floating_point())
+        if tensor is not None and not (fits and tensor.shape in ((b, t), (1, t))):
+            raise ValueError(f"{name} must be {(b, t)} {wanted}, not {tensor.dtype} {tuple(tensor.shape)}")
