@@ -123,7 +123,9 @@ def add_push(commands: Any) -> None:
 
 def add_card(commands: Any) -> None:
     added = command(commands, "card", run_card, "print the model card of a saved model or of an architecture")
-    added.add_argument("model", metavar="MODEL", help="a folder, a Hub id, or a name that `noria list` shows")
+    added.add_argument(
+        "model", metavar="MODEL", help="a folder, a Hub id, an architecture or a variant, as roformer-sim"
+    )
 
 
 def run_quickstart(options: argparse.Namespace) -> None:
