@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from ..activation import activation
 from ..state import Context, State
+from .s4_diagonal import DiagonalKernel
+from .s4_dplr import LowRankKernel
+from .s4_dss import DSSKernel
 from .s4_kernel import StateSpaceKernel
 
-KERNELS: dict[str, type[StateSpaceKernel]] = {}
+KERNELS: dict[str, type[StateSpaceKernel]] = {"s4": LowRankKernel, "s4d": DiagonalKernel, "dss": DSSKernel}
 
 
 class S4(nn.Module):

@@ -4,9 +4,9 @@
     K_k = Re(C A^k B),         y = K * u                 convolution, from an empty state
     y_k = Re(C A^(k+1) s)                                what an initial state s adds to the k-th output
 
-`StateSpaceKernel` is the contract; a kernel whose channels mix (S5) implements it alone. `ConvolutionKernel` fulfils it
-for systems of one channel each, with padding anywhere, packed sequences and both directions: a subclass brings the five
-methods below `system`.
+`StateSpaceKernel` is the contract; a kernel whose channels mix (S5) implements it alone. `ConvolutionKernel` fulfils
+it for systems of one channel each, with padding anywhere, packed sequences and both directions: a subclass brings
+`system` and the five methods below it.
 """
 
 from typing import Any
@@ -29,6 +29,9 @@ class StateSpaceKernel(nn.Module):
     `context.causal` does not, y also has what follows each token, run from the end and without u_t itself.
     """
 
+    def __init__(self, config) -> None:
+        super().__init__()
+
     def initialize(self, std: float) -> None:
         """Draw the parameters, those that were loaded excepted."""
         raise TypeError(f"{type(self).__name__} does not say how its parameters are drawn")
@@ -42,7 +45,16 @@ class StateSpaceKernel(nn.Module):
 
 
 class ConvolutionKernel(StateSpaceKernel):
-    """A kernel with one system for each of h channels; u and y are (b h t) here, in float32 at least."""
+    """A kernel with one system for each of h channels; u and y are (b h t) here, in float32 at least.
+
+    recurrent: False where the response depends on the length of the whole text, so that no token can be added to it.
+    """
+
+    recurrent = True
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.longest = config.max_kernel_length
 
     def system(self) -> Any:
         """The discrete system, computed from the parameters once a call and handed to the methods below."""
@@ -71,7 +83,7 @@ class ConvolutionKernel(StateSpaceKernel):
     def forward(self, u: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         form = choose_form(u.device, u.shape[1])
         system, wide = self.system(), u.to(torch.promote_types(u.dtype, torch.float32)).transpose(1, 2)
-        if context.causal and form in ("step", "sequential"):
+        if context.causal and form in ("step", "sequential") and (self.recurrent or state is not None):
             y, state = self.walk(system, wide, context, state)
         else:
             y = self.convolve(system, wide, context, state)
@@ -99,7 +111,7 @@ class ConvolutionKernel(StateSpaceKernel):
             order = to_left(mask)
             u = take(u, order) * mask.gather(1, order)[:, None]
             segments = None if segments is None else segments.gather(1, order)
-        kernel = self.impulse(system, length)
+        kernel = self.response(system, length, state is None)
         back = None if context.causal or len(kernel) < 2 else kernel[1]
         if segments is None:
             y = fft_convolution(u, kernel[0], back)
@@ -112,6 +124,12 @@ class ConvolutionKernel(StateSpaceKernel):
             remembered = self.respond(system, state, length)
             y = y + (remembered if segments is None else remembered * (segments == 0)[:, None])
         return y if mask is None else take(y, from_left(mask))
+
+    def response(self, system: Any, length: int, cut: bool) -> Tensor:
+        """K over `length` tokens, zero after `max_kernel_length` of them if `cut`."""
+        if not cut or self.longest is None or self.longest >= length:
+            return self.impulse(system, length)
+        return F.pad(self.impulse(system, self.longest), (0, length - self.longest))
 
     def carry(self, system: Any, u: Tensor, context: Context, state: State) -> State:
         """The state after the last real token of the row's last sequence."""
@@ -130,6 +148,10 @@ class ConvolutionKernel(StateSpaceKernel):
         kept = self.decay(system, state, count, length)
         if segments is not None:
             kept = choose(segments[:, -1] == 0, kept, tuple(torch.zeros_like(part) for part in kept))
+        return self.add(kept, added)
+
+    def add(self, kept: State, added: State) -> State:
+        """The state of which one part was there before and the other came from the inputs."""
         return tuple(one + other for one, other in zip(kept, added, strict=True))
 
 

@@ -1,0 +1,193 @@
+r"""S4: Gu et al. 2021, Efficiently Modeling Long Sequences with Structured State Spaces (arXiv:2111.00396).
+
+    s' = (\Lambda - P P^*) s + B u,   y = 2 Re(C s),   made discrete by the bilinear rule with step dt
+    \hat K(w) = \frac{2}{1+w} [\tilde C R^{-1} B - \tilde C R^{-1} P (1 + P^* R^{-1} P)^{-1} P^* R^{-1} B]    lemma C.3
+    R = \frac{2}{dt} \frac{1-w}{1+w} - \Lambda,   \tilde C = C (I - \bar A^L),   K = irfft(\hat K)  at w^L = 1
+
+Sums run over conjugate pairs: \Lambda, P, B, C hold one of each. `kernel_length` = L > 0 says that the parameter is
+\tilde C for that L, as published checkpoints store it; C is solved from it where needed.
+
+State: s (b h n 2) in float32 and, where `kernel_length` > 0, C (b h 2n), solved once.  Time: O((n + log t) t) for the
+kernel, O(n) for a token, by the Woodbury identity.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.cauchy import cauchy, nodes
+from ..ops.dense_system import absorb, apply_power, respond
+from ..state import State
+from .s4_init import clipped, hippo_parts
+from .s4_poles import PoleKernel
+from .step_size import fill
+
+
+class LowRankSystem(NamedTuple):
+    """dt (h 1); poles, inputs (h n); outputs (directions h n); low (rank h n): float64 and complex128, continuous."""
+
+    dt: Tensor
+    poles: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    low: Tensor
+
+
+class LowRankKernel(PoleKernel):
+    """S4, for a NoriaS4Config."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.rank, self.length = config.rank, config.kernel_length
+        self.P = nn.Parameter(torch.empty(self.rank, config.num_ssm, self.size, 2))
+
+    def initialize(self, std: float) -> None:
+        super().initialize(std)
+        low = hippo_parts(self.init, 2 * self.size, self.rank)[1]
+        fill(self.P, self.as_pairs(low)[:, None].expand_as(self.P))
+
+    def draw_poles(self) -> tuple[Tensor, Tensor]:
+        poles, _, inputs = hippo_parts(self.init, 2 * self.size, self.rank)
+        return poles, clipped(inputs)
+
+    def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
+        (empty,) = super().initial_state(batch, dtype, device)
+        if not self.length:
+            return (empty,)
+        if device.type == "meta":
+            return empty, empty.flatten(-2)
+        outputs = self.solved_outputs(self.system())[0].to(device=device, dtype=empty.dtype)
+        return empty, outputs.expand(batch, -1, -1).clone()
+
+    def system(self) -> LowRankSystem:
+        return LowRankSystem(*self.continuous(), self.every_channel(self.as_complex(self.P)))
+
+    # the recurrence, by Woodbury
+
+    def half_step(self, system: LowRankSystem, x: Tensor) -> Tensor:
+        """(I + dt A / 2) x for x (... h n)."""
+        near = to_real(x, system.low)
+        return x + system.dt / 2 * (system.poles * x - from_real(near, system.low))
+
+    def solve_half_step(self, system: LowRankSystem, x: Tensor) -> Tensor:
+        """(I - dt A / 2)^(-1) x for x (... h n)."""
+        scale = 1 / (1 - system.dt / 2 * system.poles)
+        spread = torch.einsum("rhn,hn,qhn->hrq", system.low.conj(), scale, system.low).real * system.dt[..., None]
+        spread = spread + torch.eye(self.rank, dtype=spread.dtype, device=spread.device)
+        near = torch.linalg.solve(spread, to_real(scale * x, system.low)[..., None])[..., 0]
+        return scale * (x - system.dt / 2 * from_real(near, system.low))
+
+    def matrix(self, system: LowRankSystem) -> Tensor:
+        """The discrete A, real (h 2n 2n), on states (re, im)."""
+        unit = torch.eye(self.size, dtype=system.poles.dtype, device=system.poles.device)
+        basis = torch.cat([unit, 1j * unit])[:, None].expand(-1, self.width, -1)
+        moved = self.solve_half_step(system, self.half_step(system, basis))
+        return joined(moved).permute(1, 2, 0)
+
+    def discrete_inputs(self, system: LowRankSystem) -> Tensor:
+        return self.solve_half_step(system, system.dt * system.inputs)
+
+    # C and C~
+
+    def solved_outputs(self, system: LowRankSystem) -> Tensor:
+        """C of y = C s, real (directions h 2n)."""
+        outputs = readout(system.outputs)
+        if not self.length:
+            return outputs
+        matrix = self.matrix(system)
+        rest = torch.eye(2 * self.size, dtype=matrix.dtype, device=matrix.device)
+        rest = rest - torch.linalg.matrix_power(matrix, self.length)
+        return torch.linalg.solve(rest.transpose(-1, -2), outputs[..., None])[..., 0]
+
+    def truncated_outputs(self, system: LowRankSystem, length: int) -> Tensor:
+        """C~ = C (I - A^length) (directions h n) complex, for the C of y = 2 Re(C s)."""
+        outputs = self.solved_outputs(system)
+        matrix = self.matrix(system).transpose(-1, -2)
+        count = torch.full((len(outputs),), length, device=outputs.device)
+        outputs = outputs - apply_power(matrix, outputs, count, length)
+        real, imag = outputs.chunk(2, dim=-1)
+        return torch.complex(real, -imag) / 2
+
+    def impulse(self, system: LowRankSystem, length: int) -> Tensor:
+        if 0 < length <= self.length:
+            whole, outputs = self.length, system.outputs
+        else:
+            whole, outputs = length, self.truncated_outputs(system, length)
+        return torch.fft.irfft(self.generating(system, outputs, whole), whole)[..., :length]
+
+    def generating(self, system: LowRankSystem, outputs: Tensor, length: int) -> Tensor:
+        """K at the roots of unity, (directions h length//2+1), from C~ (directions h n)."""
+        directions, half = len(outputs), system.dt / 2
+        left, right = torch.cat([outputs, system.low.conj()]), torch.cat([system.inputs[None], system.low])
+        pairs = (left[:, None] * right).flatten(0, 1)
+        c, s = nodes(length, pairs.device)
+        sums = cauchy(pairs * half, half * system.poles, c, s, self.dtype).unflatten(0, (len(left), len(right)))
+        c, s = c.to(self.dtype), s.to(self.dtype)
+        spread = (c * sums[directions:, 1:]).permute(2, 3, 0, 1)
+        spread = spread + torch.eye(self.rank, dtype=spread.dtype, device=spread.device)
+        toward, away = sums[directions:, 0].permute(1, 2, 0), sums[:directions, 1:]
+        near = torch.linalg.solve(spread, toward[..., None])[..., 0].permute(2, 0, 1)  # (rank h k)
+        whole = sums[:directions, 0] - c * (away * near).sum(1)
+        return whole * torch.complex(c, s)
+
+    # many tokens with a state, and one token
+
+    def readout_of(self, system: LowRankSystem, state: State) -> Tensor:
+        return state[1][0] if self.length else self.solved_outputs(system)[0].to(state[0].dtype)
+
+    def respond(self, system: LowRankSystem, state: State, length: int) -> Tensor:
+        wide = state[0].dtype
+        memory = joined(torch.view_as_complex(state[0].contiguous()))
+        return respond(self.matrix(system).to(wide), self.readout_of(system, state), memory, length)
+
+    def absorb(self, system: LowRankSystem, u: Tensor) -> State:
+        inputs = joined(self.discrete_inputs(system)).to(u.dtype)
+        return self.packed(system, absorb(self.matrix(system).to(u.dtype), inputs, u))
+
+    def decay(self, system: LowRankSystem, state: State, count: Tensor, longest: int) -> State:
+        memory = joined(torch.view_as_complex(state[0].contiguous()))
+        memory = apply_power(self.matrix(system).to(memory.dtype), memory, count, longest)
+        return parted(memory), *state[1:]
+
+    def packed(self, system: LowRankSystem, memory: Tensor) -> State:
+        if not self.length:
+            return (parted(memory),)
+        outputs = self.solved_outputs(system)[0].to(memory.dtype)
+        return parted(memory), outputs.expand(len(memory), -1, -1).clone()
+
+    def add(self, kept: State, added: State) -> State:
+        return kept[0] + added[0], *added[1:]
+
+    def step(self, system: LowRankSystem, u: Tensor, state: State) -> tuple[Tensor, State]:
+        before = torch.view_as_complex(state[0].double().contiguous())
+        moved = self.half_step(system, before) + system.dt * system.inputs * u.double()[..., None]
+        after = self.solve_half_step(system, moved)
+        outputs = self.readout_of(system, state)
+        y = (joined(after).to(outputs.dtype) * outputs).sum(-1)
+        return y.to(u.dtype), (torch.view_as_real(after).to(state[0].dtype), *state[1:])
+
+
+def to_real(x: Tensor, low: Tensor) -> Tensor:
+    """P^* x over the conjugate pairs: x (... h n), low (rank h n) -> (... h rank), real."""
+    return 2 * torch.einsum("rhn,...hn->...hr", low.conj(), x).real
+
+
+def from_real(near: Tensor, low: Tensor) -> Tensor:
+    """P near: near (... h rank) real -> (... h n)."""
+    return torch.einsum("rhn,...hr->...hn", low, near.to(low.dtype))
+
+
+def joined(x: Tensor) -> Tensor:
+    """(... n) complex -> (... 2n) real: real parts, then imaginary parts."""
+    return torch.cat([x.real, x.imag], dim=-1)
+
+
+def parted(x: Tensor) -> Tensor:
+    """(... 2n) -> (... n 2), the inverse of `joined` in pairs."""
+    return torch.stack(x.chunk(2, dim=-1), dim=-1)
+
+
+def readout(outputs: Tensor) -> Tensor:
+    """The real row c (... 2n) of 2 Re(C s) = c (re s, im s)."""
+    return 2 * torch.cat([outputs.real, -outputs.imag], dim=-1)
