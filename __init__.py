@@ -12,6 +12,7 @@ from .configuration.mamba import NoriaMambaConfig
 from .configuration.retnet import NoriaRetNetConfig
 from .configuration.roformer import NoriaRoFormerConfig
 from .configuration.rwkv import NoriaRWKVConfig
+from .configuration.s4 import NoriaS4Config
 from .modeling.cache import NoriaCache
 from .modeling.linear_transformer import (
     NoriaLinearTransformerForCausalLM,
@@ -37,6 +38,7 @@ from .modeling.roformer import (
     NoriaRoFormerModel,
 )
 from .modeling.rwkv import NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification, NoriaRWKVModel
+from .modeling.s4 import NoriaS4ForCausalLM, NoriaS4ForSequenceClassification, NoriaS4Model
 from .registry import ARCHITECTURES, register
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
 
@@ -69,6 +71,7 @@ register(
     NoriaRoFormerForMultipleChoice,
 )
 register(NoriaRWKVConfig, NoriaRWKVModel, NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification)
+register(NoriaS4Config, NoriaS4Model, NoriaS4ForCausalLM, NoriaS4ForSequenceClassification)
 
 __all__ = [
     "ARCHITECTURES",
@@ -101,6 +104,10 @@ __all__ = [
     "NoriaRoFormerForTokenClassification",
     "NoriaRoFormerModel",
     "NoriaRoFormerTokenizer",
+    "NoriaS4Config",
+    "NoriaS4ForCausalLM",
+    "NoriaS4ForSequenceClassification",
+    "NoriaS4Model",
     "convert",
     "export",
 ]

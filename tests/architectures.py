@@ -15,6 +15,7 @@ from noria import (
     NoriaMambaConfig,
     NoriaRetNetConfig,
     NoriaRoFormerConfig,
+    NoriaS4Config,
 )
 
 TINY = {
@@ -87,6 +88,9 @@ ENTRIES = [
         {"num_attention_heads": 2, "position_encoding": "deberta", "relative_clip": 3, "norm_eps": 1e-6},
         GROWS,
     ),
+    Entry("s4", NoriaS4Config, {"state_size": 8}, NO_ENCODER),
+    Entry("s4-d", NoriaS4Config, {"kernel": "s4d", "state_size": 8}, NO_ENCODER),
+    Entry("s4-dss", NoriaS4Config, {"kernel": "dss", "state_size": 8}, NO_ENCODER),
 ]
 
 CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]
