@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .diagonal_recurrence import continues, diagonal_recurrence
 from .dispatch import check_form, choose_form
+from .wkv_blocks import fast
 
 # The exponent of an empty sum: below every other, and finite, so that differences are numbers.
 EMPTY = -1e30
@@ -57,6 +58,8 @@ def wkv(
     num, den, top = empty_state(k.shape[0], k.shape[2], wide, k.device) if state is None else _widen(state, wide)
     kept = None if segments is None else continues(segments.expand(k.shape[0], -1))
     mask = None if mask is None else mask.expand(k.shape[0], -1)
+    if form == "fast":
+        return fast(k, v, rate, bonus, (num, den, top), mask, kept)
     run = _sequential if form in ("step", "sequential") else _chunkwise
     y, sums = run(k.to(wide), v.to(wide), rate, bonus, (num, den, top), mask, kept)
     return y.to(v.dtype), sums
