@@ -1,4 +1,4 @@
-r"""The state matrices of HiPPO: Gu et al. 2020, Recurrent Memory with Optimal Polynomial Projections (arXiv:2008.07669).
+r"""State matrices of HiPPO: Gu et al. 2020, Recurrent Memory with Optimal Polynomial Projections (arXiv:2008.07669).
 
 A memory keeps the coefficients c of a signal's past in a basis; they obey a linear differential equation,
 
