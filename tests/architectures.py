@@ -11,10 +11,13 @@ import torch
 
 from noria import (
     ARCHITECTURES,
+    NoriaHiPPOConfig,
     NoriaLinearTransformerConfig,
+    NoriaLRUConfig,
     NoriaMambaConfig,
     NoriaRetNetConfig,
     NoriaRoFormerConfig,
+    NoriaRWKVConfig,
     NoriaS4Config,
 )
 
@@ -66,10 +69,20 @@ NO_ENCODER = {"encoders": "Causal only, as published: what is tested is pooling 
 PROMPT = {"prompt": "With `unilm` a prompt is read in both directions, hence whole: tests/test_unilm.py has its laws"}
 
 ENTRIES = [
+    Entry("hippo", NoriaHiPPOConfig, limits=NO_ENCODER),
+    Entry("hippo-legt", NoriaHiPPOConfig, {"measure": "legt", "memory_order": 8}, NO_ENCODER),
+    Entry("hippo-fout", NoriaHiPPOConfig, {"measure": "fout", "memory_order": 7, "discretization": "zoh"}, NO_ENCODER),
     Entry("linear_transformer", NoriaLinearTransformerConfig),
     Entry("linear_transformer-rotary", NoriaLinearTransformerConfig, {"feature_map": "elu", "rotary": "numerator"}),
     Entry("linear_transformer-cosine", NoriaLinearTransformerConfig, {"feature_map": "cosine", "rotary": "both"}),
     Entry("linear_transformer-efficient", NoriaLinearTransformerConfig, {"feature_map": "softmax"}),
+    Entry("lru", NoriaLRUConfig, {"state_size": 20}, NO_ENCODER),
+    Entry(
+        "lru-batch-norm",
+        NoriaLRUConfig,
+        {"norm": "batch_norm", "prenorm": False, "use_bias": True, "pooling": "last"},
+        NO_ENCODER,
+    ),
     Entry("retnet", NoriaRetNetConfig, {"num_attention_heads": 2}, NO_ENCODER),
     Entry(
         "retnet-deepnorm",
@@ -88,6 +101,7 @@ ENTRIES = [
         {"num_attention_heads": 2, "position_encoding": "deberta", "relative_clip": 3, "norm_eps": 1e-6},
         GROWS,
     ),
+    Entry("rwkv", NoriaRWKVConfig, {}, NO_ENCODER),
     Entry("s4", NoriaS4Config, {"state_size": 8}, NO_ENCODER),
     Entry("s4-d", NoriaS4Config, {"kernel": "s4d", "state_size": 8}, NO_ENCODER),
     Entry("s4-dss", NoriaS4Config, {"kernel": "dss", "state_size": 8}, NO_ENCODER),
