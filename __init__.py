@@ -7,19 +7,23 @@ Importing this package registers every architecture with transformers' Auto clas
     model = AutoModelForCausalLM.from_pretrained("noria-quickstart")
 """
 
+from .configuration.hippo import NoriaHiPPOConfig
 from .configuration.linear_transformer import NoriaLinearTransformerConfig
+from .configuration.lru import NoriaLRUConfig
 from .configuration.mamba import NoriaMambaConfig
 from .configuration.retnet import NoriaRetNetConfig
 from .configuration.roformer import NoriaRoFormerConfig
 from .configuration.rwkv import NoriaRWKVConfig
 from .configuration.s4 import NoriaS4Config
 from .modeling.cache import NoriaCache
+from .modeling.hippo import NoriaHiPPOForCausalLM, NoriaHiPPOForSequenceClassification, NoriaHiPPOModel
 from .modeling.linear_transformer import (
     NoriaLinearTransformerForCausalLM,
     NoriaLinearTransformerForMaskedLM,
     NoriaLinearTransformerForSequenceClassification,
     NoriaLinearTransformerModel,
 )
+from .modeling.lru import NoriaLRUForCausalLM, NoriaLRUForSequenceClassification, NoriaLRUModel
 from .modeling.mamba import (
     NoriaMambaForCausalLM,
     NoriaMambaForMaskedLM,
@@ -44,6 +48,7 @@ from .tokenization.roformer_words import NoriaRoFormerTokenizer
 
 __version__ = "0.1.0"
 
+register(NoriaHiPPOConfig, NoriaHiPPOModel, NoriaHiPPOForCausalLM, NoriaHiPPOForSequenceClassification)
 register(
     NoriaLinearTransformerConfig,
     NoriaLinearTransformerModel,
@@ -51,6 +56,7 @@ register(
     NoriaLinearTransformerForMaskedLM,
     NoriaLinearTransformerForSequenceClassification,
 )
+register(NoriaLRUConfig, NoriaLRUModel, NoriaLRUForCausalLM, NoriaLRUForSequenceClassification)
 register(
     NoriaMambaConfig,
     NoriaMambaModel,
@@ -76,6 +82,14 @@ register(NoriaS4Config, NoriaS4Model, NoriaS4ForCausalLM, NoriaS4ForSequenceClas
 __all__ = [
     "ARCHITECTURES",
     "NoriaCache",
+    "NoriaLRUConfig",
+    "NoriaLRUForCausalLM",
+    "NoriaLRUForSequenceClassification",
+    "NoriaLRUModel",
+    "NoriaHiPPOConfig",
+    "NoriaHiPPOForCausalLM",
+    "NoriaHiPPOForSequenceClassification",
+    "NoriaHiPPOModel",
     "NoriaLinearTransformerConfig",
     "NoriaLinearTransformerForCausalLM",
     "NoriaLinearTransformerForMaskedLM",
