@@ -1,7 +1,8 @@
 """Encoders of one shape, 4 layers of 768: RoFormer with softmax and with linear attention, against transformers' two.
 
-Forward is the masked language model on one row of real tokens; a training step adds the loss, backward and AdamW. BERT
-and our RoFormer run on torch's sdpa, transformers' RoFormer has no other attention than its own.
+Forward is the encoder without a head, on one row of real tokens; a training step is that of the masked language model,
+with its loss, backward and AdamW. BERT and our RoFormer run on torch's sdpa, transformers' RoFormer has no other
+attention than its own.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def tokens(length: int) -> Tensor:
 
 
 def forward(model: PreTrainedModel, length: int):
-    ids = tokens(length)
+    ids, encoder = tokens(length), model.base_model
 
     @torch.no_grad()
     def run() -> None:
-        model(input_ids=ids)
+        encoder(input_ids=ids)
 
     return run
 
