@@ -16,6 +16,8 @@ from .rwkv_init import channel_ramp, set_values
 class SquaredReluChannelMix(nn.Module):
     """The channel mix of version 4. x (b t d) -> (b t d), state as `RWKVBlock` wants it."""
 
+    _no_weight_decay = ("mix_k", "mix_r")
+
     def __init__(self, config, layer: int) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
@@ -32,7 +34,8 @@ class SquaredReluChannelMix(nn.Module):
         set_values(self.mix_r, ramp)
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
-        return (torch.zeros(batch, len(self.mix_k), dtype=dtype, device=device),)
+        wide = torch.promote_types(dtype, torch.float32)
+        return (torch.zeros(batch, len(self.mix_k), dtype=wide, device=device),)
 
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         before, last = token_shift(x, None if state is None else state[0], context.mask, context.segments)

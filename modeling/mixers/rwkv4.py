@@ -4,7 +4,7 @@
     wkv_t = (sum_(i<t) e^(k_i - (t-1-i) w) v_i + e^(u + k_t) v_t) / (the same without v),   w = e^time_decay     eq. 16
     out = W_o (sigmoid(r) * wkv)                                                                                 eq. 17
 
-State: the last token (b d), and numerator, denominator and running maximum (b a) of the sums, in float32.
+State: the last token (b d), and numerator, denominator and running maximum (b a) of the sums, all in float32.
 Time: O(t), O(1) for a token.
 """
 
@@ -21,6 +21,8 @@ from .rwkv_init import channel_ramp, set_values
 
 class TimeMix4(nn.Module):
     """x (b t d) -> (b t d), for a config with hidden_size, attention_hidden_size and num_hidden_layers."""
+
+    _no_weight_decay = ("time_decay", "time_first", "mix_r", "mix_k", "mix_v")
 
     def __init__(self, config, layer: int) -> None:
         super().__init__()
@@ -46,8 +48,8 @@ class TimeMix4(nn.Module):
         set_values(self.time_first, math.log(0.3) + ((channels + 1) % 3 - 1) * 0.5)
 
     def initial_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> State:
-        last = torch.zeros(batch, len(self.mix_k), dtype=dtype, device=device)
         wide = torch.promote_types(dtype, torch.float32)
+        last = torch.zeros(batch, len(self.mix_k), dtype=wide, device=device)
         return last, *empty_state(batch, len(self.time_decay), wide, device)
 
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:

@@ -19,7 +19,8 @@ def token_shift(
         segments: (b t) integers that never decrease, or None: each of the packed sequences starts from zero.
 
     Returns:
-        The tokens before (b t d), zero at the beginning of a sequence, and the next call's state (b d).
+        The tokens before (b t d), zero at the beginning of a sequence, and the next call's state (b d), in float32
+        or wider.
     """
     start = torch.zeros_like(x[:, 0]) if state is None else state.to(x.dtype)
     if mask is not None:
@@ -27,7 +28,12 @@ def token_shift(
     before = torch.cat([start[:, None], x[:, :-1]], 1)
     if segments is not None:
         before = before * (segments == F.pad(segments, (1, 0))[:, :-1]).to(x.dtype)[..., None]
-    return before, x[:, -1].clone()
+    return before, _keep(x[:, -1])
+
+
+def _keep(last: Tensor) -> Tensor:
+    """A copy: a view would keep the whole of x alive in a cache."""
+    return last.to(torch.promote_types(last.dtype, torch.float32), copy=True)
 
 
 def _shift_past_padding(x: Tensor, start: Tensor, mask: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -41,4 +47,4 @@ def _shift_past_padding(x: Tensor, start: Tensor, mask: Tensor, segments: Tensor
         # A token is asked for by the one after it; the last one by the next call, which continues its segment.
         asking = torch.cat([numbers[:, 1:], numbers[:, -1:]], 1)
         found = found * (numbers.gather(1, seen) == asking).to(x.dtype)[..., None]
-    return found[:, :-1], found[:, -1].clone()
+    return found[:, :-1], _keep(found[:, -1])

@@ -76,10 +76,10 @@ def _run_block(
     buffer: Tensor,
 ) -> _Block:
     """The sums and outputs of a block. ``rate`` and ``bonus`` are in binary units, as is the top in ``start``."""
-    k, v, mask, kept = (None if x is None else x[:, tokens] for x in tensors)
-    assert k is not None and v is not None
-    factors = block_factors(k.to(rate.dtype) * LOG2_E, rate, bonus, start[1], mask, kept)
-    v = v.to(rate.dtype)
+    k, v, mask, kept = tensors
+    mask, kept = (None if x is None else x[:, tokens] for x in (mask, kept))
+    k, v = (x[:, tokens].to(rate.dtype) for x in (k, v))
+    factors = block_factors(k * LOG2_E, rate, bonus, start[1], mask, kept)
     sums = buffer[:, : v.shape[1] + 1]
     torch.mul(start[0], 1 if factors.enter is None else factors.enter[:, None], out=sums[:, 0])
     torch.mul(factors.own, v, out=sums[:, 1:, 0])
