@@ -58,14 +58,16 @@ class SSDCell:
         self.past, self.ahead = (self._by_group(part.transpose(0, 1)) for part in (factors.past, factors.ahead))
         self.input = torch.mul(self.x, self.delta, out=self.scratch("input", *self.x.shape))
 
-    def output(self, state: Tensor | None) -> Tensor:
-        """Return the block's y (m g r p), given the state (g n r p) at its start (None is zero)."""
+    def output(self, state: Tensor | None, out: Tensor) -> None:
+        """Write the block's y to `out` (m h p), given the state (g n r p) at its start (None is zero)."""
         weights = self._by_group(self.pairs, 0).mul_(self._scores()[:, None]).flatten(0, 1)
         inside = self.scratch("inside", self.heads, *self._per_head(self.input).shape[1:])
         inside = self._tokens_first(torch.bmm(weights, self._per_head(self.input), out=inside))
+        out = self._by_group(out)
         if state is None:
-            return inside
-        return torch.addcmul(inside, self._read(self.C, state), self.past, out=self.scratch("y", *self.x.shape))
+            out.copy_(inside)
+        else:
+            torch.addcmul(inside, self._read(self.C, state), self.past, out=out)
 
     def advance(self, state: Tensor) -> None:
         """Change the state at the block's start into the one at its end."""

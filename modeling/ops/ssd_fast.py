@@ -76,8 +76,7 @@ def _forward(
             if keep and number and number % KEPT == 0:
                 kept[number // KEPT - 1, row].copy_(current)
             cell.load(number)
-            output = cell.output(current if number or state is not None else None)
-            target.unflatten(1, output.shape[1:3]).copy_(output)
+            cell.output(current if number or state is not None else None, out=target)
             cell.advance(current)
         _into_heads(current, final[row])
     return y, final, kept
