@@ -25,20 +25,20 @@ ALL = slice(None)
 def chunkwise(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run the recurrence chunk by chunk in parallel; linear in the length but for one (chunks x chunks) matrix."""
     length = q.shape[2]
-    q, k, v = _split(q), _split(k), _split(v)
+    q, k, v = split_chunks(q), split_chunks(k), split_chunks(v)
     if state is None:
         state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
     if decay is None:
         inside = (q @ k.transpose(-1, -2)).tril() @ v
         states = torch.cat([state[:, :, None], k.transpose(-1, -2) @ v], dim=2).cumsum(2)
     else:
-        decay = _split(_per_token(decay, length))
-        scores, prefix, suffix = _decayed_scores(q, k, decay)
+        decay = split_chunks(_per_token(decay, length))
+        scores, prefix, suffix = decayed_scores(q, k, decay)
         inside = scores @ v
         q, k = q * prefix.exp(), k * suffix.exp()
         states = _carry(torch.cat([state[:, :, None], k.transpose(-1, -2) @ v], dim=2), prefix[:, :, :, -1])
     y = inside + q @ states[:, :, :-1]
-    return _join(y, length), states[:, :, -1]
+    return join_chunks(y, length), states[:, :, -1]
 
 
 def _per_token(decay: Tensor, length: int) -> Tensor:
@@ -48,7 +48,7 @@ def _per_token(decay: Tensor, length: int) -> Tensor:
     return decay[..., None] if decay.dim() == 3 else decay
 
 
-def _split(x: Tensor) -> Tensor:
+def split_chunks(x: Tensor) -> Tensor:
     """Cut (b h t d) into (b h chunks CHUNK d), filled up with zeros, which neither decay nor add.
 
     Into a graph with a symbolic length goes a spare chunk, so that no size in it can turn out to be 0 or 1, and
@@ -63,13 +63,13 @@ def _split(x: Tensor) -> Tensor:
     return (x.index_select(2, positions.clamp(max=length - 1)) * inside).unflatten(2, (chunks, CHUNK))
 
 
-def _join(x: Tensor, length: int) -> Tensor:
-    """Return (b h t d) for what ``_split`` has cut."""
+def join_chunks(x: Tensor, length: int) -> Tensor:
+    """Return (b h t d) for what ``split_chunks`` has cut."""
     x = x.flatten(2, 3)
     return x.index_select(2, torch.arange(length, device=x.device)) if is_tracing_graph() else x[:, :, :length]
 
 
-def _decayed_scores(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def decayed_scores(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the causal scores (.. T T) with their decays, the sums of decay up to each token, and those after it.
 
     A decay per token multiplies finished scores, one per channel has to enter each product q . k.
