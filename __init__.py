@@ -11,6 +11,7 @@ from .configuration.hippo import NoriaHiPPOConfig
 from .configuration.linear_transformer import NoriaLinearTransformerConfig
 from .configuration.lru import NoriaLRUConfig
 from .configuration.mamba import NoriaMambaConfig
+from .configuration.mamba2 import NoriaMamba2Config
 from .configuration.retnet import NoriaRetNetConfig
 from .configuration.roformer import NoriaRoFormerConfig
 from .configuration.rwkv import NoriaRWKVConfig
@@ -30,6 +31,13 @@ from .modeling.mamba import (
     NoriaMambaForSequenceClassification,
     NoriaMambaForTokenClassification,
     NoriaMambaModel,
+)
+from .modeling.mamba2 import (
+    NoriaMamba2ForCausalLM,
+    NoriaMamba2ForMaskedLM,
+    NoriaMamba2ForSequenceClassification,
+    NoriaMamba2ForTokenClassification,
+    NoriaMamba2Model,
 )
 from .modeling.retnet import NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification, NoriaRetNetModel
 from .modeling.roformer import (
@@ -65,6 +73,14 @@ register(
     NoriaMambaForSequenceClassification,
     NoriaMambaForTokenClassification,
 )
+register(
+    NoriaMamba2Config,
+    NoriaMamba2Model,
+    NoriaMamba2ForCausalLM,
+    NoriaMamba2ForMaskedLM,
+    NoriaMamba2ForSequenceClassification,
+    NoriaMamba2ForTokenClassification,
+)
 register(NoriaRetNetConfig, NoriaRetNetModel, NoriaRetNetForCausalLM, NoriaRetNetForSequenceClassification)
 register(
     NoriaRoFormerConfig,
@@ -95,6 +111,12 @@ __all__ = [
     "NoriaLinearTransformerForMaskedLM",
     "NoriaLinearTransformerForSequenceClassification",
     "NoriaLinearTransformerModel",
+    "NoriaMamba2Config",
+    "NoriaMamba2ForCausalLM",
+    "NoriaMamba2ForMaskedLM",
+    "NoriaMamba2ForSequenceClassification",
+    "NoriaMamba2ForTokenClassification",
+    "NoriaMamba2Model",
     "NoriaMambaConfig",
     "NoriaMambaForCausalLM",
     "NoriaMambaForMaskedLM",
