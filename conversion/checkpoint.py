@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .bundle import DATA_NAME, INDEX, is_v1_checkpoint, read_bundle
 from .layout import Encoder
+from .msgpack_file import is_msgpack, read_msgpack
 from .symbols import mapping
 from .torch_file import read_torch
 
@@ -72,7 +73,7 @@ class Checkpoint:
 def read_checkpoint(files: Sequence[Path], state_keys: Sequence[str]) -> Checkpoint:
     """Reads torch and safetensors files (and the index of a sharded checkpoint, a JSON file) as one checkpoint.
 
-    So too TensorFlow's bundles, an index and its data files, whose tensors of strings are dropped.
+    So too TensorFlow's bundles, an index and its data files, whose tensors of strings are dropped, and Flax's msgpack.
 
     `state_keys` are the keys under which a file may keep its state dict; ValueError where no tensors are found.
     """
@@ -88,6 +89,8 @@ def read_checkpoint(files: Sequence[Path], state_keys: Sequence[str]) -> Checkpo
             record |= read_tensorflow(checkpoint, file)
         elif DATA_NAME.fullmatch(file.name):
             record |= {"container": "bundle data", "layout": None}
+        elif is_msgpack(file):
+            record |= read_flax(checkpoint, file)
         else:
             record |= read_pickled(checkpoint, file, state_keys)
         checkpoint.files.append(record)
@@ -112,6 +115,18 @@ def read_tensorflow(checkpoint: Checkpoint, index: Path) -> dict[str, Any]:
     checkpoint.add(index, bundle.tensors)
     checkpoint.dropped |= bundle.dropped
     return {"container": "bundle", "layout": bundle.layout}
+
+
+def read_flax(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
+    """The collections of a model's variables, or the parameters alone; what stands beside `params` is no part of it."""
+    read = read_msgpack(file)
+    collections = ("params.", "batch_stats.")
+    whole = any(name.startswith("params.") for name in read.tensors)
+    state = {name: tensor for name, tensor in read.tensors.items() if not whole or name.startswith(collections)}
+    others = {name: tensor for name, tensor in read.tensors.items() if name not in state}
+    checkpoint.add(file, state, others)
+    checkpoint.dropped |= read.dropped
+    return {"container": "msgpack", "layout": read.layout}
 
 
 def read_pickled(checkpoint: Checkpoint, file: Path, state_keys: Sequence[str]) -> dict[str, Any]:

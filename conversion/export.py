@@ -18,6 +18,7 @@ from .bundle_write import write_bundle
 from .convert import EXTRAS, RECORD, UPSTREAM, WEIGHTS
 from .formats import find_format
 from .layout import decode
+from .msgpack_file import write_msgpack
 from .raw_bytes import write_safetensors
 from .rules import undo
 from .source import local, shards
@@ -102,6 +103,8 @@ def write_file(
     elif file["container"] == "bundle":
         shards = [[name for name in names if name not in dropped] for names in layout["shards"]]
         write_bundle(path, tensors, shards, layout["version"])
+    elif file["container"] == "msgpack":
+        write_msgpack(path, layout, tensors)
     elif file["container"] != "bundle data":
         content = decode(layout, dict(tensors))
         torch.save(content, path, _use_new_zipfile_serialization=file["container"] == "zip")

@@ -4,6 +4,9 @@ from .bert4keras import BERT4KERAS
 from .fast_transformers import FAST_TRANSFORMERS
 from .format import Format
 from .junnyu import JUNNYU
+from .mamba_ssm import MAMBA_SSM
+from .minimal_lru import MINIMAL_LRU
+from .s4 import S4
 from .torchscale import TORCHSCALE
 from .transformers_models import TRANSFORMERS
 
@@ -11,6 +14,9 @@ FORMATS: dict[str, Format] = {
     "bert4keras": BERT4KERAS,
     "fast_transformers": FAST_TRANSFORMERS,
     "junnyu": JUNNYU,
+    "minimal_lru": MINIMAL_LRU,
+    "s4": S4,
+    "mamba_ssm": MAMBA_SSM,
     "torchscale": TORCHSCALE,
     "transformers": TRANSFORMERS,
 }
