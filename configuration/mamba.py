@@ -21,7 +21,7 @@ class NoriaMambaConfig(DecoderConfig):
     use_bias (`bool`): biases of the maps into and out of the inner channels.
     use_conv_bias (`bool`): bias of the convolution.
     use_projection_bias (`bool`): bias of the map to the step sizes, B and C.
-    hidden_act (`str`): activation after the convolution and of the gate.
+    hidden_act (`str`): activation after the convolution; the gate's is silu.
     norm (`str`): `rms_norm` or `layer_norm`.
     residual_in_fp32 (`bool`): sums of the residual stream in float32 where the weights are of half precision.
     rescale_prenorm_residual (`bool`): initial output maps are divided by sqrt(num_hidden_layers).

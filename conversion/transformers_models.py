@@ -8,10 +8,11 @@ from transformers import PreTrainedConfig
 from .checkpoint import Checkpoint
 from .format import Format, Plan
 from .rules import Rule
+from .transformers_mamba import MAMBA_FOLDER
 from .transformers_roformer import ROFORMER
 
 CONFIG = "config.json"
-MODELS: dict[str, Format] = {"roformer": ROFORMER}
+MODELS: dict[str, Format] = {"mamba": MAMBA_FOLDER, "roformer": ROFORMER}
 
 
 def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[str, Any]) -> Plan:

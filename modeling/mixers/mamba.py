@@ -34,9 +34,8 @@ class SelectiveSSM(nn.Module):
         self.rank, self.size, self.offset = config.time_step_rank, config.state_size, config.time_step_offset
         self.steps = config.time_step_min, config.time_step_max, config.time_step_floor
         self.output_scale = config.num_hidden_layers**-0.5 if config.rescale_prenorm_residual else 1.0
-        self.act = activation(config.hidden_act)
         self.in_proj = nn.Linear(width, 2 * inner, bias=config.use_bias)
-        self.conv = ShortConvolution(inner, config.conv_kernel, config.use_conv_bias, self.act)
+        self.conv = ShortConvolution(inner, config.conv_kernel, config.use_conv_bias, activation(config.hidden_act))
         self.x_proj = nn.Linear(inner, self.rank + 2 * self.size, bias=config.use_projection_bias)
         self.dt_proj = nn.Linear(self.rank, inner, bias=False)
         self.out_proj = nn.Linear(inner, width, bias=config.use_bias)
@@ -62,7 +61,7 @@ class SelectiveSSM(nn.Module):
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         u, inputs = self.conv(u, context, inputs)
         y, memory = self.scan(u, context, memory)
-        return self.out_proj(y * self.act(gate)), (inputs, memory)
+        return self.out_proj(y * F.silu(gate)), (inputs, memory)
 
     def scan(self, u: Tensor, context: Context, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         """u (b t d_inner) -> y (b t d_inner) before the gate, and the state after the last token."""
