@@ -25,7 +25,8 @@ def token_shift(
     start = torch.zeros_like(x[:, 0]) if state is None else state.to(x.dtype)
     if mask is not None:
         return _shift_past_padding(x, start, mask.expand(x.shape[0], -1), segments)
-    before = torch.cat([start[:, None], x[:, :-1]], 1)
+    # Cut after joining: a length of t - 1 would have to be proved in an exported program.
+    before = torch.cat([start[:, None], x], 1)[:, :-1]
     if segments is not None:
         before = before * (segments == F.pad(segments, (1, 0))[:, :-1]).to(x.dtype)[..., None]
     return before, _keep(x[:, -1])

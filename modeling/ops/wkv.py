@@ -115,7 +115,7 @@ def _chunkwise(
     sums, _ = diagonal_recurrence(
         _exp(fade, kept)[:, :, None], torch.stack([own * v, own], 2), state=start, form="chunkwise"
     )  # (b t 2 d)
-    past = torch.cat([start[:, None], sums[:, :-1]], 1)
+    past = torch.cat([start[:, None], sums], 1)[:, :-1]
     reach = before if kept is None else torch.where(kept[..., None], before, EMPTY)
     high = torch.maximum(reach, bonus + k).detach()
     past = past * _exp(before - high, kept)[:, :, None]
