@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .decoder import DecoderConfig
+from .decoder import DecoderConfig, logger
 
 MEASURES = ("legs", "legt", "fout")
 METHODS = ("bilinear", "backward_euler", "euler", "zoh")
@@ -17,6 +17,7 @@ class NoriaHiPPOConfig(DecoderConfig):
     memory_channels (`int`): signals that the memory keeps; by default so many that it has about `hidden_size` numbers.
     window (`float`): tokens that "legt" and "fout" keep; by default four for each coefficient.
     discretization (`str`): "bilinear", "zoh", "backward_euler" or "euler".
+    num_attention_heads (`None`): there are none; PEFT asks every model for the name.
     """
 
     model_type = "noria_hippo"
@@ -26,8 +27,12 @@ class NoriaHiPPOConfig(DecoderConfig):
     memory_channels: int | None = None
     window: float | int | None = None
     discretization: str = "bilinear"
+    num_attention_heads: int | None = None
 
     def derive_sizes(self) -> None:
+        if self.num_attention_heads is not None:
+            logger.warning_once(f"HiPPO has no heads: `num_attention_heads` ({self.num_attention_heads}) is ignored.")
+            self.num_attention_heads = None
         if self.memory_order is None:
             self.memory_order = min(32, self.hidden_size)
         if self.memory_channels is None:

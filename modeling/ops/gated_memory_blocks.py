@@ -75,7 +75,9 @@ def forward(
     rows = x.transpose(0, 1).contiguous()
     hidden = x.new_empty(length, *h.shape)
     kept_memory = x.new_empty(length if keep else 0, *c.shape)
-    weights = recurrent.T.contiguous(), read.T.contiguous(), write.T.contiguous(), bias
+    # Copies even of a single row: a product with one column rounds by where its weights happen to lie in memory.
+    copied = (part.T.clone(memory_format=torch.contiguous_format) for part in (recurrent, read, write))
+    weights = (*copied, bias)
     with torch.autocast(x.device.type, enabled=False):
         for start in range(0, length, BLOCK):
             block = slice(start, min(start + BLOCK, length))
