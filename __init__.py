@@ -53,6 +53,7 @@ from .modeling.rwkv import NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassificat
 from .modeling.s4 import NoriaS4ForCausalLM, NoriaS4ForSequenceClassification, NoriaS4Model
 from .registry import ARCHITECTURES, register
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
+from .training.param_groups import param_groups
 
 __version__ = "0.1.0"
 
@@ -146,6 +147,7 @@ __all__ = [
     "NoriaS4Model",
     "convert",
     "export",
+    "param_groups",
 ]
 
 
