@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
+from .tokenization.rwkv_world import NoriaRWKVTokenizer
 
 AUTO_CLASSES = {
     "Model": AutoModel,
@@ -42,7 +43,10 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES: dict[str, Architecture] = {}
 # What AutoTokenizer makes of a model type whose folder has a vocabulary, but no tokenizer that says what it is.
-TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {"noria_roformer": NoriaRoFormerTokenizer}
+TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {
+    "noria_roformer": NoriaRoFormerTokenizer,
+    "noria_rwkv": NoriaRWKVTokenizer,
+}
 
 
 def register(config_class: type[PreTrainedConfig], *model_classes: type[PreTrainedModel]) -> None:
