@@ -6,7 +6,7 @@ S4D: Gu et al. 2022, On the Parameterization and Initialization of Diagonal Stat
     zoh        z = e^{dt A}                           \bar B = B (e^{dt A} - 1) / A
     bilinear   z = (1 + dt A / 2) / (1 - dt A / 2)    \bar B = B dt / (1 - dt A / 2)
 
-State: s (b h n 2), real and imaginary parts, in float32.  Time: O(sqrt(t) n) for the kernel's powers, O(n) for a token.
+State: s (b h n 2), real and imaginary parts, in float32.  Time: O(t n) for the kernel, O(n) for a token.
 """
 
 from typing import NamedTuple

@@ -114,7 +114,7 @@ class LowRankKernel(PoleKernel):
             whole, outputs = self.length, system.outputs
         else:
             whole, outputs = length, self.truncated_outputs(system, length)
-        return torch.fft.irfft(self.generating(system, outputs, whole), whole)[..., :length]
+        return torch.fft.irfft(self.generating(system, outputs, whole), whole)[..., :length].to(self.dtype)
 
     def generating(self, system: LowRankSystem, outputs: Tensor, length: int) -> Tensor:
         """K at the roots of unity, (directions h length//2+1), from C~ (directions h n)."""
@@ -122,8 +122,7 @@ class LowRankKernel(PoleKernel):
         left, right = torch.cat([outputs, system.low.conj()]), torch.cat([system.inputs[None], system.low])
         pairs = (left[:, None] * right).flatten(0, 1)
         c, s = nodes(length, pairs.device)
-        sums = cauchy(pairs * half, half * system.poles, c, s, self.dtype).unflatten(0, (len(left), len(right)))
-        c, s = c.to(self.dtype), s.to(self.dtype)
+        sums = cauchy(pairs * half, half * system.poles, c, s).unflatten(0, (len(left), len(right)))
         spread = (c * sums[directions:, 1:]).permute(2, 3, 0, 1)
         spread = spread + torch.eye(self.rank, dtype=spread.dtype, device=spread.device)
         toward, away = sums[directions:, 0].permute(1, 2, 0), sums[:directions, 1:]

@@ -1,11 +1,11 @@
 r"""DSS: Gupta et al. 2022, Diagonal State Spaces are as Effective as Structured State Spaces (arXiv:2203.14343).
 
-    K_k = 2 Re(\sum_n C_n B_n r_n z_n^k),   z = e^{dt A}                                       proposition 1
+    K_k = Re(\sum_n C_n B_n r_n z_n^k),   z = e^{dt A}                                         proposition 1
     exp        r = (z - 1) / A
     softmax    r = (z - 1) / (A (z^L - 1)):  the powers of z over L tokens sum up to 1, over A
 
-The published code has 1 / x = x^* / (|x|^2 + 1e-7) in "softmax", and where Re A > 0 it counts powers from the end. L is
-`kernel_length`; where that is 0, L is the length of each text, and the system has no recurrence.
+The published code has 1 / x = x^* / (|x|^2 + 1e-7) in "softmax", and where Re A > 0 it counts powers from the end. L
+is `kernel_length`; where that is 0, L is the length of each text, and the system has no recurrence.
 
 State: s (b h n 2) as in S4D, with s_t = z s_(t-1) + B u_t.
 """
@@ -46,7 +46,7 @@ class DSSKernel(DiagonalKernel):
             total = torch.expm1(falling * length) * poles
             outputs = outputs * torch.expm1(falling) * total.conj() / (total.abs().square() + EPSILON)
             outputs = outputs * torch.exp(torch.where(grows, -step * (length - 1), 0.0))
-        return DiagonalSystem(step, inputs, 2 * outputs)
+        return DiagonalSystem(step, inputs, outputs)
 
     def impulse(self, system: DiagonalSystem, length: int) -> Tensor:
         return super().impulse(system if self.recurrent else self.normalised(length), length)

@@ -1,7 +1,8 @@
 """Where the matrices of state-space layers begin.
 
-HiPPO matrices as a normal one minus low rank, A = V (Lambda - P P^*) V^*: Gu et al. 2021 (arXiv:2111.00396), theorem 1.
-Diagonals: Gu et al. 2022, On the Parameterization and Initialization of Diagonal State Space Models (arXiv:2206.11893).
+HiPPO matrices as a normal one minus low rank, A = V (Lambda - P P^*) V^*: Gu et al. 2021 (arXiv:2111.00396), theorem
+1. Diagonals: Gu et al. 2022, On the Parameterization and Initialization of Diagonal State Space Models
+(arXiv:2206.11893).
 """
 
 import math

@@ -5,7 +5,8 @@ With w_k = exp(-2 \pi i k / L), g = (1 - w) / (1 + w) = i tan(\pi k / L) and c, 
     \sum_n v_n / (g - \lambda_n) + conj. = c \sum_n N_n / D_n
     N_n = i s 2Re(v_n) - c 2Re(v_n \lambda_n^*)      D_n = c^2 |\lambda_n|^2 - s^2 - 2 i s c Re(\lambda_n)
 
-as in Gu et al. 2021, section C.3 (arXiv:2111.00396), multiplied through by c^2: at w = -1, where g is infinite, c is 0.
+as in Gu et al. 2021, section C.3 (arXiv:2111.00396), multiplied through by c^2: at w = -1, where g is infinite,
+c is 0.
 """
 
 import math
@@ -20,16 +21,17 @@ def nodes(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.cos(angle), torch.sin(angle)
 
 
-def cauchy(v: Tensor, poles: Tensor, c: Tensor, s: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sums N / D over n: v (m h n) and poles (h n) complex128, nodes (k) -> (m h k) complex of `dtype`'s precision."""
-    size, decay = poles.abs().to(dtype)[..., None], poles.real.to(dtype)[..., None]
-    c, s = c.to(dtype), s.to(dtype)
+def cauchy(v: Tensor, poles: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    """The sums N / D over n, (m h k): v (m h n) and poles (h n), complex128; c and s (k) float64, the nodes.
+
+    Not in float32: poles without damping are damped by the low-rank part alone, and of the sum's digits few remain.
+    """
+    size, decay = poles.abs()[..., None], poles.real[..., None]
     real = (size * c - s) * (size * c + s)
     imag = decay * (-2 * s * c)
     scale = (real * real + imag * imag).reciprocal()
     inverse = torch.cat([real * scale, imag * scale], dim=-1)  # (h n 2k): 1 / D is the first minus i the second
-    even = (-2 * (v * poles.conj()).real).to(dtype)
-    odd = (2 * v.real).to(dtype)
+    even, odd = -2 * (v * poles.conj()).real, 2 * v.real
     sums = torch.cat([even, odd]).transpose(0, 1) @ inverse  # (h 2m 2k)
     (even_real, even_imag), (odd_real, odd_imag) = (x.chunk(2, dim=-1) for x in sums.chunk(2, dim=1))
     out = torch.complex(c * even_real + s * odd_imag, s * odd_real - c * even_imag)
