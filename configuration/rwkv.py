@@ -15,6 +15,9 @@ class NoriaRWKVConfig(DecoderConfig):
     num_attention_heads (`int`): heads of versions 5 to 7, by default about 64 wide; version 4 has none.
     intermediate_size (`int`): width of the channel mix; by default what the published models have: four times
         `hidden_size` in versions 4 and 7, three and a half times in versions 5 and 6.
+    rescale_every (`int`): where it is not 0, block l (from 0) holds the last weights of its two branches divided by
+        2^(l // rescale_every), and the stream is halved after every so many blocks: the same function, in a range that
+        float16 can hold. transformers saves RWKV-4 so after a forward pass in evaluation mode.
     """
 
     model_type = "noria_rwkv"
@@ -23,6 +26,7 @@ class NoriaRWKVConfig(DecoderConfig):
     attention_hidden_size: int | None = None
     num_attention_heads: int | None = None
     intermediate_size: int | None = None
+    rescale_every: int = 0
     norm_eps: float = 1e-5
 
     def derive_sizes(self) -> None:
@@ -44,6 +48,10 @@ class NoriaRWKVConfig(DecoderConfig):
     def head_size(self) -> int:
         """The width of each head of versions 5 to 7."""
         return self.attention_hidden_size // self.num_attention_heads
+
+    def validate_rescale_every(self) -> None:
+        if self.rescale_every < 0:
+            raise ValueError(f"`rescale_every` must be at least 0, not {self.rescale_every}.")
 
     def validate_heads(self) -> None:
         if self.attention_hidden_size < 1:

@@ -6,6 +6,7 @@ from .format import Format
 from .junnyu import JUNNYU
 from .mamba_ssm import MAMBA_SSM
 from .minimal_lru import MINIMAL_LRU
+from .rwkv import RWKV
 from .s4 import S4
 from .torchscale import TORCHSCALE
 from .transformers_models import TRANSFORMERS
@@ -17,6 +18,7 @@ FORMATS: dict[str, Format] = {
     "minimal_lru": MINIMAL_LRU,
     "s4": S4,
     "mamba_ssm": MAMBA_SSM,
+    "rwkv": RWKV,
     "torchscale": TORCHSCALE,
     "transformers": TRANSFORMERS,
 }

@@ -34,6 +34,9 @@ class RWKVBlock(MixerBlock):
         super().__init__(config, layer)
         self.mlp_norm = self.make_norm(config)
         self.mlp = VERSIONS[config.version].channel_mix(config, layer)
+        halvings = count_halvings(config, layer)
+        self.mixer_norm.eps = self.mlp_norm.eps = config.norm_eps / 4**halvings
+        self.halves = count_halvings(config, layer + 1) > halvings
 
     def make_mixer(self, config: NoriaRWKVConfig, layer: int) -> nn.Module:
         return VERSIONS[config.version].time_mix(config, layer)
@@ -47,7 +50,11 @@ class RWKVBlock(MixerBlock):
         y, before = self.mixer(self.mixer_norm(x), context, before)
         x = self.residual(x, y)
         y, seen = self.mlp(self.mlp_norm(x), context, seen)
-        return self.residual(x, y), (*before, *seen)
+        return self.halve(self.residual(x, y)), (*before, *seen)
+
+    def halve(self, x: Tensor) -> Tensor:
+        """The stream as the next block wants it."""
+        return x / 2 if self.halves else x
 
 
 class RWKV7Block(RWKVBlock):
@@ -64,8 +71,13 @@ class RWKV7Block(RWKVBlock):
         y, before, first = self.mixer(self.mixer_norm(x), context, before, first)
         x = self.residual(x, y)
         y, seen = self.mlp(self.mlp_norm(x), context, seen)
-        x = self.residual(x, y)
+        x = self.halve(self.residual(x, y))
         return x if self.last else torch.cat([x, first], -1), (*before, *seen)
+
+
+def count_halvings(config: NoriaRWKVConfig, layer: int) -> int:
+    """How often the stream has been halved before block `layer`. An epsilon of 4^-n keeps the norms what they are."""
+    return layer // config.rescale_every if config.rescale_every else 0
 
 
 def split_state(state: State) -> tuple[State, State]:
@@ -88,7 +100,6 @@ VERSIONS = {
 
 class NoriaRWKVModel(Backbone):
     config: NoriaRWKVConfig
-    norm_class = nn.LayerNorm
     _no_split_modules = ["RWKVBlock", "RWKV7Block"]
     _keep_in_fp32_modules_strict = ["time_decay", "time_first"]
 
@@ -98,6 +109,10 @@ class NoriaRWKVModel(Backbone):
 
     def make_block(self, layer: int) -> MixerBlock:
         return VERSIONS[self.config.version].block(self.config, layer)
+
+    def make_norm(self, config: NoriaRWKVConfig) -> nn.Module:
+        eps = config.norm_eps / 4 ** count_halvings(config, config.num_hidden_layers)
+        return nn.LayerNorm(config.hidden_size, eps=eps)
 
     def embed(self, x: Tensor, context: Context, **kwargs) -> Tensor:
         return self.embedding_norm(x)

@@ -1,0 +1,66 @@
+"""The tables of RWKV's tensors, by version; each version's table holds what it has beside COMMON."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .rules import Rule
+
+
+def flatten(tensor: Tensor) -> Tensor:
+    return tensor.flatten()
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """A vector as the upstream keeps it, (1 1 c)."""
+    return tensor.view(1, 1, -1)
+
+
+def vector(source: str, target: str) -> Rule:
+    """The rule of a vector that the upstream keeps as (1 1 c)."""
+    return Rule(source, target, flatten, spread)
+
+
+EMBEDDING = "blocks.0.ln0"
+COMMON = (
+    Rule("emb.weight", "embed_tokens.weight"),
+    *(
+        Rule(f"{source}.{kind}", f"{target}.{kind}")
+        for source, target in (
+            (EMBEDDING, "embedding_norm"),
+            ("blocks.{}.ln1", "layers.{}.mixer_norm"),
+            ("blocks.{}.ln2", "layers.{}.mlp_norm"),
+            ("ln_out", "norm"),
+        )
+        for kind in ("weight", "bias")
+    ),
+    Rule("blocks.{}.att.receptance.weight", "layers.{}.mixer.r_proj.weight"),
+    Rule("blocks.{}.att.key.weight", "layers.{}.mixer.k_proj.weight"),
+    Rule("blocks.{}.att.value.weight", "layers.{}.mixer.v_proj.weight"),
+    Rule("blocks.{}.att.output.weight", "layers.{}.mixer.o_proj.weight"),
+    Rule("blocks.{}.ffn.key.weight", "layers.{}.mlp.k_proj.weight"),
+    Rule("blocks.{}.ffn.value.weight", "layers.{}.mlp.v_proj.weight"),
+)
+RWKV4 = (
+    *(vector(f"blocks.{{}}.att.time_mix_{name}", f"layers.{{}}.mixer.mix_{name}") for name in "rkv"),
+    *(vector(f"blocks.{{}}.ffn.time_mix_{name}", f"layers.{{}}.mlp.mix_{name}") for name in "rk"),
+    Rule("blocks.{}.att.time_decay", "layers.{}.mixer.time_decay"),
+    Rule("blocks.{}.att.time_first", "layers.{}.mixer.time_first"),
+    Rule("blocks.{}.ffn.receptance.weight", "layers.{}.mlp.r_proj.weight"),
+)
+HEAD = Rule("head.weight", "lm_head.weight")
+TIED_HEAD = Rule("head.weight", reason="tied to the embedding", copy_of="emb.weight")
+
+BY_VERSION: dict[int, Sequence[Rule]] = {4: RWKV4}
+
+
+def table(version: int, head: bool, tied: bool = False) -> tuple[Rule, ...]:
+    """The rules of a version, for a model with or without a head."""
+    body = (*COMMON, *BY_VERSION[version])
+    if not head:
+        return body
+    inside = tuple(
+        Rule(rule.source, tuple(f"model.{name}" for name in rule.targets), rule.transform, rule.inverse, rule.reason)
+        for rule in body
+    )
+    return (*inside, TIED_HEAD if tied else HEAD)
