@@ -13,13 +13,14 @@ from transformers import PreTrainedConfig
 
 from .checkpoint import Checkpoint
 from .format import Format, Plan, layer_count
+from .mamba2_rules import MAMBA2
 from .mamba_layer import Layer
 from .mamba_rules import MAMBA
 from .rules import Rule, same_bytes
 from .settings import Settings
 
 CONFIG = "config.json"
-LAYERS: dict[str, Layer] = {"Mamba1": MAMBA}
+LAYERS: dict[str, Layer] = {"Mamba1": MAMBA, "Mamba2": MAMBA2}
 EMBEDDING, HEAD = "backbone.embedding.weight", "lm_head.weight"
 MATHEMATICAL = [
     "d_model",

@@ -9,10 +9,11 @@ from .checkpoint import Checkpoint
 from .format import Format, Plan
 from .rules import Rule
 from .transformers_mamba import MAMBA_FOLDER
+from .transformers_mamba2 import MAMBA2_FOLDER
 from .transformers_roformer import ROFORMER
 
 CONFIG = "config.json"
-MODELS: dict[str, Format] = {"mamba": MAMBA_FOLDER, "roformer": ROFORMER}
+MODELS: dict[str, Format] = {"mamba": MAMBA_FOLDER, "mamba2": MAMBA2_FOLDER, "roformer": ROFORMER}
 
 
 def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[str, Any]) -> Plan:
