@@ -53,6 +53,7 @@ from .modeling.rwkv import NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassificat
 from .modeling.s4 import NoriaS4ForCausalLM, NoriaS4ForSequenceClassification, NoriaS4Model
 from .registry import ARCHITECTURES, register
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
+from .tokenization.rwkv_world import NoriaRWKVTokenizer
 from .training.param_groups import param_groups
 
 __version__ = "0.1.0"
@@ -99,14 +100,14 @@ register(NoriaS4Config, NoriaS4Model, NoriaS4ForCausalLM, NoriaS4ForSequenceClas
 __all__ = [
     "ARCHITECTURES",
     "NoriaCache",
-    "NoriaLRUConfig",
-    "NoriaLRUForCausalLM",
-    "NoriaLRUForSequenceClassification",
-    "NoriaLRUModel",
     "NoriaHiPPOConfig",
     "NoriaHiPPOForCausalLM",
     "NoriaHiPPOForSequenceClassification",
     "NoriaHiPPOModel",
+    "NoriaLRUConfig",
+    "NoriaLRUForCausalLM",
+    "NoriaLRUForSequenceClassification",
+    "NoriaLRUModel",
     "NoriaLinearTransformerConfig",
     "NoriaLinearTransformerForCausalLM",
     "NoriaLinearTransformerForMaskedLM",
@@ -128,6 +129,7 @@ __all__ = [
     "NoriaRWKVForCausalLM",
     "NoriaRWKVForSequenceClassification",
     "NoriaRWKVModel",
+    "NoriaRWKVTokenizer",
     "NoriaRetNetConfig",
     "NoriaRetNetForCausalLM",
     "NoriaRetNetForSequenceClassification",
