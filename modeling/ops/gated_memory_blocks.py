@@ -85,7 +85,7 @@ def forward(
             for t, matrices in zip(range(block.start, block.stop), made, strict=True):
                 out = kept_memory[t] if keep else torch.empty_like(c)
                 h, c = _token(rows[t], weights, h, c, matrices, flags, t, hidden[t], out)
-    y = hidden.transpose(0, 1).contiguous()
+    y = hidden.transpose(0, 1).clone(memory_format=torch.contiguous_format)
     return y, h.clone(), c.clone(), hidden if keep else hidden[:0].clone(), kept_memory
 
 

@@ -27,7 +27,8 @@ def legt(order: int, window: float = 1.0, scaling: str = "orthonormal") -> tuple
     """
     require_window(window)
     n = torch.arange(check_order(order), dtype=torch.float64)
-    signs = torch.where(n[:, None] > n, 1.0, (-1.0) ** (n[:, None] - n))
+    # Not as a power: a compiled graph of torch reads (-1) ** n as -(1 ** n).
+    signs = torch.where(n[:, None] > n, 1.0, 1 - 2 * ((n[:, None] - n) % 2))
     left, right, scale = _legendre_scales(n, scaling)
     return -left[:, None] * right * signs / window, scale / window
 

@@ -47,4 +47,5 @@ def _make(
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(device.type, enabled=False):
         decay, value = memory.steps(count, method=method)
-    return decay.to(device, dtype), value.to(device, dtype)
+    # Copies: where both are views of one tensor, torch's scan refuses them.
+    return decay.to(device, dtype, copy=True), value.to(device, dtype, copy=True)
