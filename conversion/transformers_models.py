@@ -11,9 +11,10 @@ from .rules import Rule
 from .transformers_mamba import MAMBA_FOLDER
 from .transformers_mamba2 import MAMBA2_FOLDER
 from .transformers_roformer import ROFORMER
+from .transformers_rwkv import RWKV_FOLDER
 
 CONFIG = "config.json"
-MODELS: dict[str, Format] = {"mamba": MAMBA_FOLDER, "mamba2": MAMBA2_FOLDER, "roformer": ROFORMER}
+MODELS: dict[str, Format] = {"mamba": MAMBA_FOLDER, "mamba2": MAMBA2_FOLDER, "roformer": ROFORMER, "rwkv": RWKV_FOLDER}
 
 
 def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[str, Any]) -> Plan:
