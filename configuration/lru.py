@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .decoder import DecoderConfig
+from .decoder import DecoderConfig, logger
 
 NORMS = ("layer_norm", "rms_norm", "batch_norm")
 POOLINGS = ("mean", "last", "none")
@@ -23,6 +23,7 @@ class NoriaLRUConfig(DecoderConfig):
     final_norm (`bool`): a norm after the last block; by default where `prenorm` holds.
     input_size (`int`): width of `inputs_embeds`, which a linear map takes to `hidden_size`, where `vocab_size` is 0.
     pooling (`str`): what a classifier reads: "mean" of the real tokens, the "last" one, or each of them ("none").
+    num_attention_heads (`None`): there are none; PEFT asks every model for the name.
     """
 
     model_type = "noria_lru"
@@ -40,8 +41,12 @@ class NoriaLRUConfig(DecoderConfig):
     final_norm: bool | None = None
     input_size: int | None = None
     pooling: str = "mean"
+    num_attention_heads: int | None = None
 
     def derive_sizes(self) -> None:
+        if self.num_attention_heads is not None:
+            logger.warning_once(f"LRU has no heads: `num_attention_heads` ({self.num_attention_heads}) is ignored.")
+            self.num_attention_heads = None
         if self.state_size is None:
             self.state_size = self.hidden_size
         if self.final_norm is None:
@@ -51,7 +56,7 @@ class NoriaLRUConfig(DecoderConfig):
         if self.state_size < 1:
             raise ValueError(f"`state_size` must be at least 1, not {self.state_size}.")
         if not 0 <= self.r_min < self.r_max <= 1:
-            raise ValueError(f"`r_min` ({self.r_min}) and `r_max` ({self.r_max}) must satisfy 0 <= r_min < r_max <= 1.")
+            raise ValueError(f"`r_min` ({self.r_min}) and `r_max` ({self.r_max}) must keep 0 <= r_min < r_max <= 1.")
         if self.max_phase <= 0:
             raise ValueError(f"`max_phase` must be positive, not {self.max_phase}.")
         if not 0 <= self.norm_momentum < 1:

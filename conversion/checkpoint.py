@@ -118,7 +118,7 @@ def read_tensorflow(checkpoint: Checkpoint, index: Path) -> dict[str, Any]:
 
 
 def read_flax(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
-    """The collections of a model's variables, or the parameters alone; what stands beside `params` is no part of it."""
+    """A model's variables, or its parameters alone. What else stands beside `params` is no part of the model."""
     read = read_msgpack(file)
     collections = ("params.", "batch_stats.")
     whole = any(name.startswith("params.") for name in read.tensors)

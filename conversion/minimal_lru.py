@@ -21,7 +21,7 @@ from .settings import Settings
 
 ANCHOR = "layers_0.seq.nu_log"
 ENCODER = "encoder."
-# What stands before the names of an encoder's layers: inside a classifier or not, with the name of the collection or not.
+# What stands before the names of an encoder's layers, inside a classifier or not, in all variables or not.
 STEMS = (f"params.{ENCODER}", ENCODER, "params.", "")
 NORMS, EPSILONS = {"layer": "layer_norm", "batch": "batch_norm"}, {"layer": 1e-6, "batch": 1e-5}
 POOLINGS = {name: name for name in ("mean", "last", "none")}

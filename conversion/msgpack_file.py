@@ -1,7 +1,7 @@
 """Reads and writes the msgpack files of Flax (`flax.serialization.to_bytes`) without Flax and msgpack.
 
-The content is a nested map of arrays and plain values. Arrays are extension types: 1 an array, 3 a NumPy scalar, each a
-packed (shape, name of the dtype, bytes); 2 is a complex number. Arrays of more than 2^30 bytes are maps of chunks.
+The content is a nested map of arrays and plain values. Extension type 1 is an array, 3 a NumPy scalar, each a packed
+(shape, name of the dtype, bytes); 2 is a complex number. Arrays of more than 2^30 bytes are maps of chunks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The values of msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md), both ways, each in its least form."""
+"""The values of msgpack (github.com/msgpack/msgpack, spec.md), both ways, each in its least form."""
 
 from __future__ import annotations
 

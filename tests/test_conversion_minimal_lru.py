@@ -72,7 +72,7 @@ def test_padding_and_cuts_change_nothing(case, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_comes_back_byte_for_byte(case, tmp_path):
-    about, _, model = converted(case, tmp_path / "model")
+    _, _, model = converted(case, tmp_path / "model")
     export("minimal_lru", tmp_path / "model", tmp_path / "back")
     assert (tmp_path / "back" / FILE).read_bytes() == (GOLDEN / case / FILE).read_bytes()
     model.save_pretrained(tmp_path / "model")
