@@ -32,6 +32,7 @@ ARGUMENTS = [
     "dropout",
 ]
 ATTENTION = "blocks.0.att."
+SHORT = {"decay": "w", "rate": "a", "gate": "g"}
 # Parts of fine-tunes and of early experiments that change what the model computes.
 FOREIGN = {
     "ffnPre": "a second feed-forward layer in place of the first layer's time mix",
@@ -105,8 +106,39 @@ def rwkv_config(settings: Settings, tensors: Mapping[str, Tensor], version: int)
         # The end of a document in both of the published vocabularies.
         "bos_token_id": 0,
         "eos_token_id": 0,
+        **heads(settings, tensors, version),
+        **ranks(tensors, version),
     }
     return config
+
+
+def heads(settings: Settings, tensors: Mapping[str, Tensor], version: int) -> dict[str, int]:
+    """The number of heads, which versions 5 to 7 show in the shape of their bonus (h n)."""
+    if version == 4:
+        return {}
+    bonus = ATTENTION + ("r_k" if version == 7 else "time_faaaa")
+    count = size(tensors, bonus)
+    for name in ("head_size", "head_size_a"):
+        settings.take(name, tensors[bonus].shape[1])
+    settings.refuse("head_size_divisor", 8, "the norm of the heads has the epsilon that goes with 8")
+    return {"num_attention_heads": count}
+
+
+def ranks(tensors: Mapping[str, Tensor], version: int) -> dict[str, int]:
+    """The ranks of what depends on the data, in versions 6 and 7."""
+    if version == 6:
+        places = {"mix_rank": ("blocks.0.att.time_maa_w2", 1), "decay_rank": ("blocks.0.att.time_decay_w2", 0)}
+    elif version == 7:
+        # The first layer's v2 is never used, and there need not be a second.
+        value = "blocks.1.att.v2" if "blocks.1.att.v2" in tensors else "blocks.0.att.v2"
+        places = {f"{name}_rank": (f"blocks.0.att.{letter}2", 0) for name, letter in SHORT.items()}
+        places["value_rank"] = (value, 0)
+    else:
+        return {}
+    lacking = [source for source, _ in places.values() if source not in tensors]
+    if lacking:
+        raise ValueError(f"the checkpoint lacks {', '.join(lacking)}")
+    return {name: tensors[source].shape[axis] for name, (source, axis) in places.items()}
 
 
 def size(tensors: Mapping[str, Tensor], name: str) -> int:

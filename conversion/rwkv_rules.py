@@ -21,6 +21,15 @@ def vector(source: str, target: str) -> Rule:
     return Rule(source, target, flatten, spread)
 
 
+def transpose(tensor: Tensor) -> Tensor:
+    return tensor.t().contiguous()
+
+
+def linear(source: str, target: str) -> Rule:
+    """The rule of a matrix that the upstream multiplies from the right."""
+    return Rule(source, target, transpose, transpose)
+
+
 EMBEDDING = "blocks.0.ln0"
 COMMON = (
     Rule("emb.weight", "embed_tokens.weight"),
@@ -48,10 +57,61 @@ RWKV4 = (
     Rule("blocks.{}.att.time_first", "layers.{}.mixer.time_first"),
     Rule("blocks.{}.ffn.receptance.weight", "layers.{}.mlp.r_proj.weight"),
 )
+NORM_OF_HEADS = tuple(
+    Rule(f"blocks.{{}}.att.ln_x.{kind}", f"layers.{{}}.mixer.head_norm.{kind}") for kind in ("weight", "bias")
+)
+RWKV5 = (
+    *(vector(f"blocks.{{}}.att.time_mix_{name}", f"layers.{{}}.mixer.mix_{name}") for name in "rkvg"),
+    *(vector(f"blocks.{{}}.ffn.time_mix_{name}", f"layers.{{}}.mlp.mix_{name}") for name in "rk"),
+    Rule("blocks.{}.att.time_decay", "layers.{}.mixer.time_decay"),
+    Rule("blocks.{}.att.time_faaaa", "layers.{}.mixer.time_first"),
+    Rule("blocks.{}.att.gate.weight", "layers.{}.mixer.g_proj.weight"),
+    Rule("blocks.{}.ffn.receptance.weight", "layers.{}.mlp.r_proj.weight"),
+    *NORM_OF_HEADS,
+)
+RWKV6 = (
+    *(vector(f"blocks.{{}}.att.time_maa_{name}", f"layers.{{}}.mixer.mix_{name}") for name in "xwkvrg"),
+    *(vector(f"blocks.{{}}.ffn.time_maa_{name}", f"layers.{{}}.mlp.mix_{name}") for name in "rk"),
+    linear("blocks.{}.att.time_maa_w1", "layers.{}.mixer.mix_down.weight"),
+    Rule("blocks.{}.att.time_maa_w2", "layers.{}.mixer.mix_up"),
+    vector("blocks.{}.att.time_decay", "layers.{}.mixer.time_decay"),
+    linear("blocks.{}.att.time_decay_w1", "layers.{}.mixer.decay_down.weight"),
+    linear("blocks.{}.att.time_decay_w2", "layers.{}.mixer.decay_up.weight"),
+    Rule("blocks.{}.att.time_faaaa", "layers.{}.mixer.time_first"),
+    Rule("blocks.{}.att.gate.weight", "layers.{}.mixer.g_proj.weight"),
+    Rule("blocks.{}.ffn.receptance.weight", "layers.{}.mlp.r_proj.weight"),
+    *NORM_OF_HEADS,
+)
+RWKV7 = (
+    *(
+        Rule(f"blocks.0.att.v{number}", reason="never used: the first layer has no values of an earlier one")
+        for number in range(3)
+    ),
+    *(vector(f"blocks.{{}}.att.x_{name}", f"layers.{{}}.mixer.mix_{name}") for name in "rwkvag"),
+    *(
+        rule
+        for letter, bias, name in (
+            ("w", "time_decay", "decay"),
+            ("a", "rate_bias", "rate"),
+            ("v", "value_bias", "value"),
+            ("g", "", "gate"),
+        )
+        for rule in (
+            *((vector(f"blocks.{{}}.att.{letter}0", f"layers.{{}}.mixer.{bias}"),) if bias else ()),
+            linear(f"blocks.{{}}.att.{letter}1", f"layers.{{}}.mixer.{name}_lora.down.weight"),
+            linear(f"blocks.{{}}.att.{letter}2", f"layers.{{}}.mixer.{name}_lora.up.weight"),
+        )
+    ),
+    vector("blocks.{}.att.k_k", "layers.{}.mixer.removal_scale"),
+    vector("blocks.{}.att.k_a", "layers.{}.mixer.rate_scale"),
+    Rule("blocks.{}.att.r_k", "layers.{}.mixer.bonus"),
+    vector("blocks.{}.ffn.x_k", "layers.{}.mlp.mix_k"),
+    *NORM_OF_HEADS,
+)
 HEAD = Rule("head.weight", "lm_head.weight")
 TIED_HEAD = Rule("head.weight", reason="tied to the embedding", copy_of="emb.weight")
 
-BY_VERSION: dict[int, Sequence[Rule]] = {4: RWKV4}
+BY_VERSION: dict[int, Sequence[Rule]] = {4: RWKV4, 5: RWKV5, 6: RWKV6, 7: RWKV7}
 
 
 def table(version: int, head: bool, tied: bool = False) -> tuple[Rule, ...]:

@@ -21,7 +21,11 @@ from .backbone import Backbone
 from .block import MixerBlock
 from .decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from .mixers.channel_mix import SquaredReluChannelMix
+from .mixers.channel_mix67 import ChannelMix6, ChannelMix7
 from .mixers.rwkv4 import TimeMix4
+from .mixers.rwkv5 import TimeMix5
+from .mixers.rwkv6 import TimeMix6
+from .mixers.rwkv7 import TimeMix7
 from .state import Context, State
 
 
@@ -95,6 +99,9 @@ class Version(NamedTuple):
 
 VERSIONS = {
     4: Version(TimeMix4, SquaredReluChannelMix),
+    5: Version(TimeMix5, SquaredReluChannelMix),
+    6: Version(TimeMix6, ChannelMix6),
+    7: Version(TimeMix7, ChannelMix7, RWKV7Block),
 }
 
 

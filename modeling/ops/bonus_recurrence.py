@@ -2,7 +2,7 @@ r"""The matrix-state recurrence of RWKV-5 and RWKV-6: a token sees the state bef
 
 y_t = q_t (S_(t-1) + diag(bonus) k_t^T v_t)        S_t = exp(decay_t) S_(t-1) + k_t^T v_t
 
-Equations 15 and 20 of arXiv:2404.05892. What token t reads of S_(t-1) is what token t-1 would read of it with the
+After arXiv:2404.05892. What token t reads of S_(t-1) is what token t-1 would read of it with the
 query of token t, so that the recurrence itself is ``matrix_recurrence`` with its queries one token early.
 """
 
@@ -46,10 +46,10 @@ def bonus_recurrence(
         if decay.shape != heads:
             raise ValueError(f"decay must be (h dk) = {heads} or (b h t dk), not {tuple(decay.shape)}")
         decay = decay[:, None].expand(q.shape)
-    early = F.pad(q[:, :, 1:], (0, 0, 0, 1)) if q.shape[2] > 1 else q
+    early = F.pad(q, (0, 0, 0, 1))[:, :, 1:]  # cut last: a length of t - 1 would have to be proved in an export
     read, final = matrix_recurrence(early, k, v, decay, state=state, segments=segments, form=form)
     first = torch.zeros_like(read[:, :, :1]) if state is None else (q[:, :, :1].to(state.dtype) @ state).to(v.dtype)
-    past = torch.cat([first, read[:, :, :-1]], 2)
+    past = torch.cat([first, read], 2)[:, :, :-1]
     if segments is not None:
         past = past * continues(segments)[:, None, :, None]
     own = (q * k * bonus[:, None].to(q.dtype)).sum(-1, keepdim=True)

@@ -2,7 +2,7 @@ r"""The delta rule as it is defined: one token, and one token after the other.
 
     S_t = exp(g_t) S_(t-1) + b_t^T (a_t S_(t-1)) + k_t^T v_t        y_t = q_t S_t
 
-RWKV-7 (arXiv:2503.14456, eq. 17) has a = -kappa and b = kappa * (learning rate), DeltaNet (arXiv:2406.06484) g = 0,
+RWKV-7 (arXiv:2503.14456) has a = -kappa and b = kappa * (learning rate), DeltaNet (arXiv:2406.06484) g = 0,
 a = -k and b = k times the learning rate.
 Shapes: q, k, a, b, g (b h t dk); v (b h t dv); state (b h dk dv).
 """
