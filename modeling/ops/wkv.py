@@ -110,30 +110,32 @@ def _chunkwise(
         tops = _running_tops(k, rate, top, mask, kept)  # (b 1+t d)
     before, after = tops[:, :-1], tops[:, 1:]
     fade = before + (rate if mask is None else rate * mask[..., None]) - after
-    own = _exp(k - after, mask)
-    start = torch.stack([num, den], 1) * torch.exp(top - tops[:, 0])[:, None]
+    own = _exp(k - after, mask, k.dtype)
+    start = torch.stack([num, den], 1) * torch.exp(top - tops[:, 0]).to(k.dtype)[:, None]
     sums, _ = diagonal_recurrence(
-        _exp(fade, kept)[:, :, None], torch.stack([own * v, own], 2), state=start, form="chunkwise"
+        _exp(fade, kept, k.dtype)[:, :, None], torch.stack([own * v, own], 2), state=start, form="chunkwise"
     )  # (b t 2 d)
     past = torch.cat([start[:, None], sums], 1)[:, :-1]
     reach = before if kept is None else torch.where(kept[..., None], before, EMPTY)
     high = torch.maximum(reach, bonus + k).detach()
-    past = past * _exp(before - high, kept)[:, :, None]
-    new = torch.exp(bonus + k - high)
+    past = past * _exp(before - high, kept, k.dtype)[:, :, None]
+    new = torch.exp((bonus + k - high).to(k.dtype))
     y = (past[:, :, 0] + new * v) / (past[:, :, 1] + new)
     final = sums[:, -1]
-    return y, (final[:, 0].clone(), final[:, 1].clone(), torch.where(final[:, 1] > 0, after[:, -1], EMPTY))
+    last = torch.where(final[:, 1] > 0, after[:, -1].to(k.dtype), EMPTY)
+    return y, (final[:, 0].clone(), final[:, 1].clone(), last)
 
 
-def _exp(x: Tensor, where: Tensor | None) -> Tensor:
+def _exp(x: Tensor, where: Tensor | None, dtype: torch.dtype) -> Tensor:
     """e^x (b t d) where a token is marked, else 0, and never an infinity on the way."""
-    return torch.exp(x) if where is None else torch.exp(x.masked_fill(~where[..., None], -torch.inf))
+    return torch.exp((x if where is None else x.masked_fill(~where[..., None], -torch.inf)).to(dtype))
 
 
 def _running_tops(k: Tensor, rate: Tensor, top: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:
     """The largest exponent (b 1+t d) before the first token and after each, by one cumulative maximum.
 
-    Exponents are moved to where nothing fades, and those of later sequences above all of the earlier ones.
+    In float64 where there is one: what counts is the small differences of large exponents. They are moved to where
+    nothing fades, and those of later sequences above all of the earlier ones.
     """
     place = torch.arange(1, k.shape[1] + 1, device=k.device)[None] if mask is None else mask.long().cumsum(1)
     exact = torch.float32 if k.device.type == "mps" else torch.float64
@@ -146,8 +148,8 @@ def _running_tops(k: Tensor, rate: Tensor, top: Tensor, mask: Tensor | None, kep
     if kept is not None:
         step = levels.amax(1, keepdim=True) - levels.amin(1, keepdim=True) + 1
         sequence = F.pad((~kept).long().cumsum(1), (1, 0))[..., None].to(exact)
-        return (torch.cummax(levels + step * sequence, 1).values - step * sequence + faded).to(k.dtype)
-    return (torch.cummax(levels, 1).values + faded).to(k.dtype)
+        return torch.cummax(levels + step * sequence, 1).values - step * sequence + faded
+    return torch.cummax(levels, 1).values + faded
 
 
 def _check(
