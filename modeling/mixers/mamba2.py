@@ -9,13 +9,11 @@
 B and C belong to a group of heads. Where `scan_size` is less than `inner_size`, the other channels are a gated
 feed-forward layer beside y: out = [silu(z_0) * u_0, rms(..)] W_out.
 
-State: the last k - 1 inputs of the convolution (b k-1 d), d = scan_size + 2 groups n, and S (b h n p) in float32.
+State: the last k - 1 inputs of the convolution (b k-1 d), d = scan_size + 2 groups n, and S (b h n p), in float32.
 Time: O(t) in blocks, O(1) for a token. A_log, D and dt_bias are kept in float32, and out of weight decay.
 In both directions: a centred convolution, and the scan of the tokens plus that of the tokens in reverse with the same
 weights; D u counts in each.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -99,5 +97,5 @@ class DualSSM(nn.Module):
         wide = torch.promote_types(step.dtype, torch.float32)
         delta = F.softplus(step.to(wide) + self.dt_bias.to(wide))
         if self.limit is not None:
-            delta = delta.clamp(self.limit[0], None if math.isinf(self.limit[1]) else self.limit[1])
+            delta = delta.clamp(*self.limit)
         return delta if context.mask is None else delta * context.mask[..., None]
