@@ -81,7 +81,7 @@ ENTRIES = [
     Entry(
         "lru-post-norm",
         NoriaLRUConfig,
-        {"state_size": 20, "prenorm": False, "use_bias": True, "direct_term": False, "pooling": "last"},
+        {"prenorm": False, "use_bias": True, "direct_term": False, "pooling": "last"},
         NO_ENCODER,
     ),
     Entry("retnet", NoriaRetNetConfig, {"num_attention_heads": 2}, NO_ENCODER),

@@ -6,18 +6,15 @@
 State: h (b n 2), real and imaginary part, in float32.  Time: O(t), O(1) for a token.
 |lambda| < 1 whatever nu is. B and C are linear maps over the real and imaginary parts side by side. Since gamma does
 not change with time it may as well stand behind the recurrence, h_t = lambda h_(t-1) + B x_t and y_t = C (gamma h_t).
-nu, theta, gamma and D are kept in float32. The rounding of lambda, which a long memory would compound, is undone.
+nu, theta, gamma and D are kept in float32. lambda is computed in float64.
 """
 
 import torch
 from torch import Tensor, nn
 
-from ..ops.alignment import from_left, to_left
-from ..ops.diagonal_recurrence import diagonal_recurrence
+from ..ops.invariant_recurrence import invariant_recurrence
 from ..state import Context, State
 from .step_size import fill
-
-BLOCK = 64
 
 
 class LRU(nn.Module):
@@ -62,54 +59,10 @@ class LRU(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         before = None if state is None else torch.view_as_complex(state[0])
         inputs = torch.complex(*self.in_proj(x).to(wide).chunk(2, dim=-1)) * torch.exp(self.gamma_log.to(wide))
-        if context.mask is None:
-            h, last = self.recur(inputs, before, context.segments)
-        else:
-            h, last = self.recur_real(inputs, before, context.segments, context.mask)
+        h, last = invariant_recurrence(
+            self.eigenvalues(), inputs, state=before, segments=context.segments, mask=context.mask
+        )
         y = self.out_proj(torch.cat((h.real, h.imag), dim=-1).to(x.dtype))
         if self.D is not None:
             y = torch.addcmul(y.to(wide), x.to(wide), self.D.to(wide)).to(x.dtype)
         return y, (torch.view_as_real(last),)
-
-    def recur(self, inputs: Tensor, before: Tensor | None, segments: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Complex inputs u (b t n) and state (b n) -> all states (b t n), and the last (b n).
-
-        Rounded to complex64, lambda is off by a factor exp(-delta), which t tokens raise to the power t: with inputs
-        exp(-t delta) u_t the recurrence of the rounded lambda gives exp(-t delta) h_t. One token is computed wide.
-        """
-        exact, narrow, length = self.eigenvalues(), inputs.dtype, inputs.shape[1]
-        if length == 1:
-            inputs, before = inputs.to(exact.dtype), None if before is None else before.to(exact.dtype)
-        decay = exact.to(inputs.dtype)
-        if decay.dtype == exact.dtype:
-            h, last = diagonal_recurrence(decay, inputs, state=before, segments=segments)
-            return h.to(narrow), last.to(narrow)
-        delta = (exact / decay).log().detach()
-        turn = powers(delta, length)
-        h, last = diagonal_recurrence(decay, inputs * powers(-delta, length), state=before, segments=segments)
-        return h * turn, last * turn[-1]
-
-    def recur_real(
-        self, inputs: Tensor, before: Tensor | None, segments: Tensor | None, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Likewise where mask (b t) holds; elsewhere nothing is stored and nothing forgotten."""
-        order, back, count = to_left(mask), from_left(mask), mask.sum(1)[:, None]
-        segments = None if segments is None else segments.gather(1, order)
-        h, _ = self.recur(choose(inputs, order) * mask.gather(1, order)[..., None], before, segments)
-        last = choose(h, (count - 1).clamp(min=0))[:, 0]
-        return choose(h, back), torch.where(count > 0, last, torch.zeros_like(last) if before is None else before)
-
-
-def choose(x: Tensor, places: Tensor) -> Tensor:
-    """x (b t n) at places (b s) -> (b s n)."""
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def powers(exponent: Tensor, length: int) -> Tensor:
-    """exp(t exponent), complex64, for t = 1 .. length and the exponents (n) of rounding errors: (length n)."""
-    t = torch.arange(1, length + 1, device=exponent.device)
-    inside = torch.arange(BLOCK, device=exponent.device)[:, None]
-    starts = torch.arange(length // BLOCK + 1, device=exponent.device)[:, None] * BLOCK
-    # Over one block the exponent stays below 1e-5, and its square below rounding.
-    few, many = (1 + exponent * inside).to(torch.complex64), torch.exp(exponent * starts).to(torch.complex64)
-    return many[t // BLOCK] * few[t % BLOCK]
