@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..ops.cauchy import cauchy, nodes
 from ..ops.dense_system import absorb, apply_power, respond
+from ..ops.dispatch import is_tracing_graph
 from ..state import State
 from .s4_init import clipped, hippo_parts
 from .s4_poles import PoleKernel
@@ -104,13 +105,13 @@ class LowRankKernel(PoleKernel):
         """C~ = C (I - A^length) (directions h n) complex, for the C of y = 2 Re(C s)."""
         outputs = self.solved_outputs(system)
         matrix = self.matrix(system).transpose(-1, -2)
-        count = torch.full((len(outputs),), length, device=outputs.device)
-        outputs = outputs - apply_power(matrix, outputs, count, length)
+        count = torch.full((1, 1), length, device=outputs.device)
+        outputs = outputs - apply_power(matrix, outputs[:, :, None], count, length)[:, :, 0]
         real, imag = outputs.chunk(2, dim=-1)
         return torch.complex(real, -imag) / 2
 
     def impulse(self, system: LowRankSystem, length: int) -> Tensor:
-        if 0 < length <= self.length:
+        if not is_tracing_graph() and 0 < length <= self.length:
             whole, outputs = self.length, system.outputs
         else:
             whole, outputs = length, self.truncated_outputs(system, length)
@@ -146,8 +147,8 @@ class LowRankKernel(PoleKernel):
 
     def decay(self, system: LowRankSystem, state: State, count: Tensor, longest: int) -> State:
         memory = joined(torch.view_as_complex(state[0].contiguous()))
-        memory = apply_power(self.matrix(system).to(memory.dtype), memory, count, longest)
-        return parted(memory), *state[1:]
+        memory = apply_power(self.matrix(system).to(memory.dtype), memory[:, :, None], count[:, None], longest)
+        return parted(memory[:, :, 0]), *state[1:]
 
     def packed(self, system: LowRankSystem, memory: Tensor) -> State:
         if not self.length:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.alignment import from_left, take, to_left, to_right
-from ..ops.dispatch import choose_form
+from ..ops.dispatch import choose_form, is_tracing_graph
 from ..ops.fft_convolution import fft_convolution
 from ..ops.segment_convolution import segment_convolution
 from ..state import Context, State
@@ -127,7 +127,12 @@ class ConvolutionKernel(StateSpaceKernel):
 
     def response(self, system: Any, length: int, cut: bool) -> Tensor:
         """K over `length` tokens, zero after `max_kernel_length` of them if `cut`."""
-        if not cut or self.longest is None or self.longest >= length:
+        if not cut or self.longest is None:
+            return self.impulse(system, length)
+        if is_tracing_graph():  # one graph for any length
+            kernel = self.impulse(system, length)
+            return kernel * (torch.arange(length, device=kernel.device) < self.longest)
+        if self.longest >= length:
             return self.impulse(system, length)
         return F.pad(self.impulse(system, self.longest), (0, length - self.longest))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 def nodes(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """c and s (length // 2 + 1) float64: cosine and sine of half the angles of the upper half circle."""
-    angle = torch.arange(length // 2 + 1, device=device, dtype=torch.float64) * (math.pi / length)
+    angle = torch.arange(length // 2 + 1, device=device, dtype=torch.float64) * math.pi / length
     return torch.cos(angle), torch.sin(angle)
 
 

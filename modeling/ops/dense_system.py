@@ -1,33 +1,27 @@
 """Linear systems with a dense real matrix for each channel, over many tokens: s_t = A s_(t-1) + b u_t.
 
-No loop over tokens: powers of A by squaring, and blocks of tokens joined two by two.
+No loop over tokens: powers of A by squaring, and blocks of tokens joined two by two. In a recorded graph, where the
+number of blocks is a symbol, each block is instead raised to its own power, bit by bit.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import is_tracing_graph
+from .recording import count_blocks, first, into_blocks, is_recording
 
 BLOCK = 64
-# Where a graph is recorded the length is unknown: so many doublings reach any.
-MOST_DOUBLINGS = 24
-
-
-def doublings(count: int) -> int:
-    """How often 1 must be doubled to reach `count`."""
-    if torch.compiler.is_compiling() or is_tracing_graph():
-        return MOST_DOUBLINGS
-    return max(count - 1, 0).bit_length()
+# Bits of the longest count that a recorded graph knows of.
+RECORDED_BITS = 24
 
 
 def apply_power(matrix: Tensor, x: Tensor, count: Tensor, longest: int) -> Tensor:
-    """A^count x: matrix (h n n), x (b h n), count (b) integers, none above `longest`."""
+    """A^count x: matrix (h n n), x (b h m n), count (b m) or (1 m) integers, none above `longest`."""
     power = matrix
-    for bit in range(doublings(longest + 1)):
+    for bit in range(RECORDED_BITS if is_recording() else longest.bit_length()):
         power = matrix if bit == 0 else power @ power
-        moved = (power @ x[..., None])[..., 0]
-        x = torch.where(((count >> bit) & 1).bool()[:, None, None], moved, x)
+        chosen = ((count >> bit) & 1).bool()[:, None, :, None]
+        x = torch.where(chosen, x @ power.transpose(-1, -2), x)
     return x
 
 
@@ -43,12 +37,12 @@ def columns(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def absorb(matrix: Tensor, b: Tensor, u: Tensor) -> Tensor:
     """The state (b h n) after u (b h t) from an empty one: sum_j A^(t-1-j) b u_j."""
     made, power = columns(matrix, b)
-    count = (u.shape[-1] + BLOCK - 1) // BLOCK
-    blocks = F.pad(u, (count * BLOCK - u.shape[-1], 0)).unflatten(-1, (count, BLOCK))
-    x = blocks @ made.flip(-1).transpose(-1, -2)  # (b h count n)
-    for _ in range(doublings(count)):
-        x = F.pad(x, (0, 0, x.shape[2] % 2, 0))
-        x = x[:, :, ::2] @ power.transpose(-1, -2) + x[:, :, 1::2]
+    x = into_blocks(u.flip(-1), BLOCK) @ made.transpose(-1, -2)  # (b h count n), the last tokens' block first
+    if is_recording():
+        return apply_power(power, x, torch.arange(x.shape[2], device=u.device)[None], x.shape[2]).sum(2)
+    while x.shape[2] > 1:
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2))
+        x = x[:, :, ::2] + x[:, :, 1::2] @ power.transpose(-1, -2)
         power = power @ power
     return x[:, :, 0]
 
@@ -57,9 +51,11 @@ def respond(matrix: Tensor, c: Tensor, state: Tensor, length: int) -> Tensor:
     """y_k = c A^(k+1) s for k < length: c (h n), state (b h n) -> (b h length)."""
     transposed = matrix.transpose(-1, -2)
     rows, power = columns(transposed, (transposed @ c[..., None])[..., 0])
-    count = (length + BLOCK - 1) // BLOCK
-    starts, reached = state[:, :, None], 1
-    while reached < count:
+    starts, count = state[:, :, None], count_blocks(length, BLOCK)
+    if is_recording():
+        every = torch.arange(count, device=state.device)[None]
+        starts = apply_power(power.transpose(-1, -2), starts.expand(-1, -1, count, -1), every, count)
+    while starts.shape[2] < count and not is_recording():
         starts = torch.cat([starts, starts @ power], dim=2)
-        power, reached = power @ power, 2 * reached
-    return (starts[:, :, :count] @ rows).flatten(-2)[..., :length]
+        power = power @ power
+    return first((starts[:, :, :count] @ rows).flatten(-2), length)

@@ -11,10 +11,9 @@ float64, so that float32 results stay exact over long texts.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import is_tracing_graph
+from .recording import count_blocks, first, into_blocks, is_recording
 
 
 def powers(log_z: Tensor, exponents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -25,32 +24,28 @@ def powers(log_z: Tensor, exponents: Tensor, dtype: torch.dtype) -> tuple[Tensor
 
 
 def block_length(length: int) -> int:
-    """T: about the root of the length, or a constant where the length is unknown because a graph is recorded."""
-    if torch.compiler.is_compiling() or is_tracing_graph():
-        return 64
-    return 2 ** round(math.log2(length) / 2)
+    """T: about the root of the length, or a constant in a recorded graph."""
+    return 64 if is_recording() else 2 ** round(math.log2(length) / 2)
 
 
 def vandermonde(weights: Tensor, log_z: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """weights (m h n) and log_z (h n), complex128 -> K (m h length) in `dtype`, float32 or float64."""
     block = block_length(length)
-    count = (length + block - 1) // block
+    count = count_blocks(length, block)
     far = powers(log_z[..., None], steps(log_z, count) * block, dtype)  # (h n count)
     near = powers(log_z[..., None], steps(log_z, block), dtype)  # (h n block)
     real, imag = (part.to(dtype)[..., None] for part in (weights.real, weights.imag))
     left = torch.cat([real * far[0] - imag * far[1], -(real * far[1] + imag * far[0])], dim=-2)  # (m h 2n count)
     product = left.transpose(-1, -2) @ torch.cat(near, dim=-2)
-    return product.flatten(-2)[..., :length]
+    return first(product.flatten(-2), length)
 
 
 def weighted_past(u: Tensor, log_z: Tensor) -> Tensor:
     """u (b h t) real and log_z (h n) complex128 -> x (b h n) complex, of u's precision."""
-    length = u.shape[-1]
-    block = block_length(length)
-    count = (length + block - 1) // block
-    far = powers(log_z[..., None], steps(log_z, count) * block, u.dtype)
+    block = block_length(u.shape[-1])
+    blocks = into_blocks(u.flip(-1), block)
+    far = powers(log_z[..., None], steps(log_z, blocks.shape[-2]) * block, u.dtype)
     near = torch.cat(powers(log_z[..., None], steps(log_z, block), u.dtype), dim=-2)  # (h 2n block)
-    blocks = F.pad(u.flip(-1), (0, count * block - length)).unflatten(-1, (count, block))
     real, imag = (blocks @ near.transpose(-1, -2)).transpose(-1, -2).chunk(2, dim=-2)  # (b h n count)
     return torch.complex(
         (real * far[0] - imag * far[1]).sum(-1),
