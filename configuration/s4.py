@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .decoder import DecoderConfig, require_multiple
+from .decoder import DecoderConfig, next_even, require_multiple
 
 KERNELS = ("s4", "s4d", "dss", "s5", "rtf")
 # What each kernel may begin from and how it is made discrete; the first is the default.
@@ -10,8 +10,14 @@ INITS = {
     "s4": ("legs", "legt", "fout"),
     "s4d": ("lin", "inv", "inv2", "quad", "legs", "real"),
     "dss": ("legs", "lin", "inv", "inv2", "quad", "real"),
+    "s5": ("legs", "lin", "inv", "inv2", "quad", "real"),
 }
-DISCRETIZATIONS = {"s4": ("bilinear",), "s4d": ("zoh", "bilinear"), "dss": ("softmax", "exp")}
+DISCRETIZATIONS = {
+    "s4": ("bilinear",),
+    "s4d": ("zoh", "bilinear"),
+    "dss": ("softmax", "exp"),
+    "s5": ("zoh", "bilinear"),
+}
 TRANSFORMS = ("exp", "softplus", "relu", "sigmoid", "none")
 
 
@@ -20,10 +26,11 @@ class NoriaS4Config(DecoderConfig):
     r"""
     kernel (`str`): the system that runs over each channel: "s4" (diagonal plus low rank), "s4d" (diagonal), "dss"
         (diagonal, normalised), "s5" (diagonal over all channels together), "rtf" (a rational transfer function).
-    state_size (`int`): real numbers that a channel remembers, half as many complex ones; even, unless `real_states`.
+    state_size (`int`): real numbers that a channel remembers, half as many complex ones; even, unless `real_states`
+        or for "rtf". By default 64. For "s5" those of all channels together, by default `hidden_size`.
     init (`str`): the matrix that training begins from: "legs", "legt", "fout" (s4), "lin", "inv", "inv2", "quad",
-        "legs", "real" (s4d and dss).
-    discretization (`str`): "bilinear" (s4), "zoh" or "bilinear" (s4d), "softmax" or "exp" (dss).
+        "legs", "real" (s4d, dss and s5).
+    discretization (`str`): "bilinear" (s4), "zoh" or "bilinear" (s4d and s5), "softmax" or "exp" (dss).
     rank (`int`): rank of s4's low-rank part; by default 2 for "legt", else 1.
     num_ssm (`int`): independent systems; channels share them in turn. By default one for each channel.
     dt_min, dt_max (`float`): time steps are drawn between them.
@@ -31,7 +38,7 @@ class NoriaS4Config(DecoderConfig):
     real_act (`str`): likewise for the negated real parts of the poles.
     kernel_length (`int`): for s4 the length L for which the output weights are stored as C (I - A^L), as published
         checkpoints hold them, or 0 for C itself; for dss the length over which "softmax" normalises, or 0 for that of
-        each call, which allows no recurrence.
+        each call, which allows no recurrence; for rtf as for s4.
     max_kernel_length (`int`): cut the response off after so many tokens, as checkpoints do that were trained with a
         longest length; this allows no recurrence either. By default it is as long as the text.
     real_states (`bool`): real poles without imaginary part, `state_size` of them.
@@ -45,7 +52,7 @@ class NoriaS4Config(DecoderConfig):
     model_type = "noria_s4"
 
     kernel: str = "s4"
-    state_size: int = 64
+    state_size: int | None = None
     init: str | None = None
     discretization: str | None = None
     rank: int | None = None
@@ -66,6 +73,8 @@ class NoriaS4Config(DecoderConfig):
     def derive_sizes(self) -> None:
         if self.kernel not in KERNELS:
             raise ValueError(f"unknown kernel {self.kernel!r}: choose from {', '.join(KERNELS)}.")
+        if self.state_size is None:
+            self.state_size = next_even(self.hidden_size) if self.kernel == "s5" else 64
         if self.init is None and self.kernel in INITS:
             self.init = INITS[self.kernel][0]
         if self.discretization is None and self.kernel in DISCRETIZATIONS:
@@ -87,8 +96,10 @@ class NoriaS4Config(DecoderConfig):
                 raise ValueError(f"`{name}` must be one of {', '.join(TRANSFORMS)}, not {getattr(self, name)!r}.")
         if self.pooling not in ("mean", "last"):
             raise ValueError(f"`pooling` must be 'mean' or 'last', not {self.pooling!r}.")
-        if self.kernel == "s4" and (self.real_states or not self.input_matrix):
-            raise ValueError("kernel 's4' has complex states and input weights: choose 's4d' or 'dss' for others.")
+        if self.kernel in ("s4", "s5") and (self.real_states or not self.input_matrix):
+            raise ValueError(
+                f"kernel {self.kernel!r} has complex states and input weights: choose 's4d' or 'dss' for others."
+            )
 
     def validate_kernel_sizes(self) -> None:
         least = 1 if self.real_states or self.kernel not in INITS else 2

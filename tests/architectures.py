@@ -123,6 +123,8 @@ ENTRIES = [
     Entry("s4", NoriaS4Config, {"state_size": 8}, NO_ENCODER),
     Entry("s4-d", NoriaS4Config, {"kernel": "s4d", "state_size": 8}, NO_ENCODER),
     Entry("s4-dss", NoriaS4Config, {"kernel": "dss", "state_size": 8}, NO_ENCODER),
+    Entry("s4-s5", NoriaS4Config, {"kernel": "s5"}, NO_ENCODER),
+    Entry("s4-rtf", NoriaS4Config, {"kernel": "rtf", "state_size": 5}, NO_ENCODER),
 ]
 
 CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]

@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from ..activation import activation
 from ..state import Context, State
+from .rtf import RationalKernel
 from .s4_diagonal import DiagonalKernel
 from .s4_dplr import LowRankKernel
 from .s4_dss import DSSKernel
 from .s4_kernel import StateSpaceKernel
+from .s5 import S5Kernel
 
-KERNELS: dict[str, type[StateSpaceKernel]] = {"s4": LowRankKernel, "s4d": DiagonalKernel, "dss": DSSKernel}
+KERNELS: dict[str, type[StateSpaceKernel]] = {
+    "s4": LowRankKernel,
+    "s4d": DiagonalKernel,
+    "dss": DSSKernel,
+    "s5": S5Kernel,
+    "rtf": RationalKernel,
+}
 
 
 class S4(nn.Module):
