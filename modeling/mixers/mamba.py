@@ -67,7 +67,8 @@ class SelectiveSSM(nn.Module):
         """u (b t d_inner) -> y (b t d_inner) before the gate, and the state after the last token."""
         low, B, C = self.x_proj(u).split([self.rank, self.size, self.size], dim=-1)
         wide = torch.promote_types(u.dtype, torch.float32)
-        delta = F.softplus(self.dt_proj(low).to(wide) + self.dt_bias.to(wide)) + self.offset
+        delta = F.softplus(self.dt_proj(low).to(wide) + self.dt_bias.to(wide))
+        delta = delta + self.offset if self.offset else delta
         if context.mask is not None:
             delta = delta * context.mask[..., None]
         A, skip, segments = -torch.exp(self.A_log.to(wide)), self.D.to(wide), context.segments
