@@ -47,19 +47,32 @@ def ssd(
         ValueError: a shape or dtype that does not fit the others, or an unknown form.
     """
     _check(x, delta, decay, B, C, state, segments)
-    chosen = choose_form(x.device, x.shape[1]) if form is None else check_form(form)
     wide = torch.float64 if torch.float64 in (v.dtype for v in (x, delta, decay, B, C)) else torch.float32
     state = None if state is None else state.to(wide)
-    if chosen == "fast":
+    if (choose_form(x.device, x.shape[1]) if form is None else check_form(form)) == "fast":
         decay = decay if segments is None else decay.masked_fill(_begins(segments)[..., None], -torch.inf)
         with torch.autocast(x.device.type, enabled=False):
             return fast(x, delta, decay, B, C, state)
+    y, final = _by_heads(*(part.to(wide) for part in (x, delta, decay, B, C)), state, segments, form)
+    return y.to(x.dtype), final
+
+
+def _by_heads(
+    x: Tensor,
+    delta: Tensor,
+    decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor | None,
+    segments: Tensor | None,
+    form: str | None,
+) -> tuple[Tensor, Tensor]:
+    """The matrix recurrence of every head with its group's B and C."""
     repeats = x.shape[2] // B.shape[2]
-    q, k = (v.repeat_interleave(repeats, dim=2).transpose(1, 2) for v in (C, B))
-    v = (x.to(wide) * delta.to(wide)[..., None]).transpose(1, 2)
-    decay = decay.to(wide).transpose(1, 2)
-    y, final = matrix_recurrence(q.to(wide), k.to(wide), v, decay, state=state, segments=segments, form=form)
-    return y.transpose(1, 2).to(x.dtype), final
+    q, k = (part.repeat_interleave(repeats, dim=2).transpose(1, 2) for part in (C, B))
+    v = (x * delta[..., None]).transpose(1, 2)
+    y, final = matrix_recurrence(q, k, v, decay.transpose(1, 2), state=state, segments=segments, form=form)
+    return y.transpose(1, 2), final
 
 
 def _begins(segments: Tensor) -> Tensor:
