@@ -29,8 +29,8 @@ class CellWeights:
     write: Tensor
     bias: Tensor
 
-    def to(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        return tuple(part.to(dtype) for part in (self.recurrent, self.memory, self.write, self.bias))
+    def to(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.recurrent.to(dtype), self.memory.to(dtype), self.write.to(dtype), self.bias.to(dtype)
 
 
 def gated_memory(
@@ -69,7 +69,7 @@ def gated_memory(
     _check(x, weights, memory, state, count)
     form = choose_form(x.device, x.shape[1]) if form is None else check_form(form)
     wide = torch.promote_types(torch.promote_types(x.dtype, state[0].dtype), torch.float32)
-    inputs, before = x.to(wide), tuple(part.to(wide) for part in state)
+    inputs, before = x.to(wide), (state[0].to(wide), state[1].to(wide))
     if form == "fast":
         y, *after = fast(inputs, *weights.to(wide), *before, count, kept, real, memory, method)
     elif is_tracing_graph() and form != "step":

@@ -46,7 +46,8 @@ class _Cell(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(*grads, *ctx.saved_tensors, *ctx.settings), *(None,) * 8
+        inputs: Any = (*grads, *ctx.saved_tensors, *ctx.settings)
+        return *backward(*inputs), *(None,) * 8
 
 
 _forward_operator = torch.library.custom_op(

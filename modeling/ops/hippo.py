@@ -56,14 +56,17 @@ class HippoMemory:
         return legs(self.order) if self.measure == "legs" else fous(self.order)
 
     def steps(
-        self, count: Tensor, step: float = 1.0, method: str = "bilinear", alpha: float | None = None
+        self, count: Tensor | None = None, step: float = 1.0, method: str = "bilinear", alpha: float | None = None
     ) -> tuple[Tensor, Tensor]:
         r"""\bar A (*s n n) and \bar B (*s n) for the samples with the numbers `count` (*s), counted from 1.
 
-        Without *s where the measure is not scaled: then every sample has the same.
+        Without *s where the measure is not scaled: then every sample has the same. Raises ValueError where a scaled
+        one is asked without `count`.
         """
         matrices = self.matrices()
         if self.scaled:
+            if count is None:
+                raise ValueError(f"the measure {self.measure!r} needs `count`, the numbers of the samples")
             return discretise_scaled(*matrices, count, method, alpha)
         return discretise(*matrices, step, method, alpha)
 
