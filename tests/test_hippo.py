@@ -1,7 +1,10 @@
 """HiPPO's mathematics: matrices against quadrature, orders of discretisations, what each memory remembers."""
 
+import importlib.util
 import math
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -399,3 +402,30 @@ def test_bad_input_of_the_cell_is_named(changes, message):
     given |= {"state": (torch.zeros(1, 2), torch.zeros(1, 1, 3)), "count": torch.tensor([[1, 2, 3]])}
     with pytest.raises(ValueError, match=message):
         gated_memory(**given | changes)
+
+
+@pytest.fixture
+def example():
+    """examples/hippo.py as a module."""
+    path = Path(__file__).parents[1] / "examples" / "hippo.py"
+    spec = importlib.util.spec_from_file_location("example_hippo", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_writes_a_table_and_a_drawing(example, tmp_path, capsys):
+    assert example.main(["--orders", "4", "24", "--samples", "200", "--output", str(tmp_path)]) == 0
+    table = (tmp_path / "hippo.md").read_text(encoding="utf-8")
+    assert table.strip() in capsys.readouterr().out
+    errors = {
+        name: float(recent) for name, recent in re.findall(r"^\| (\w+) \|.*\| ([\d.]+) / [\d.-]+ \|$", table, re.M)
+    }
+    assert set(errors) == set(MEASURES)
+    assert errors["legt"] < errors["fout"] < errors["fout_biased"]
+    assert (tmp_path / "hippo.png").exists()
+
+
+def test_the_example_complains_in_one_line(example, tmp_path, capsys):
+    assert example.main(["--orders", "0", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("hippo.py: error: --samples must be at least 2 and --orders")
