@@ -114,22 +114,22 @@ class LowRankKernel(PoleKernel):
         if not is_tracing_graph() and 0 < length <= self.length:
             whole, outputs = self.length, system.outputs
         else:
-            whole, outputs = length, self.truncated_outputs(system, length)
+            # A program for any length needs to know that the number of nodes is even.
+            whole = 2 * length if is_tracing_graph() else length
+            outputs = self.truncated_outputs(system, whole)
         return torch.fft.irfft(self.generating(system, outputs, whole), whole)[..., :length].to(self.dtype)
 
     def generating(self, system: LowRankSystem, outputs: Tensor, length: int) -> Tensor:
         """K at the roots of unity, (directions h length//2+1), from C~ (directions h n)."""
-        directions, half = len(outputs), system.dt / 2
+        half = system.dt / 2
         left, right = torch.cat([outputs, system.low.conj()]), torch.cat([system.inputs[None], system.low])
         pairs = (left[:, None] * right).flatten(0, 1)
         c, s = nodes(length, pairs.device)
         sums = cauchy(pairs * half, half * system.poles, c, s).unflatten(0, (len(left), len(right)))
-        spread = (c * sums[directions:, 1:]).permute(2, 3, 0, 1)
-        spread = spread + torch.eye(self.rank, dtype=spread.dtype, device=spread.device)
-        toward, away = sums[directions:, 0].permute(1, 2, 0), sums[:directions, 1:]
-        near = torch.linalg.solve(spread, toward[..., None])[..., 0].permute(2, 0, 1)  # (rank h k)
-        whole = sums[:directions, 0] - c * (away * near).sum(1)
-        return whole * torch.complex(c, s)
+        for _ in range(self.rank):  # Woodbury, one column of P after the other
+            row, column = sums[-1:], sums[:, -1:] / (1 + c * sums[-1, -1])
+            sums = sums[:-1, :-1] - c * column[:-1] * row[:, :-1]
+        return sums[:, 0] * torch.complex(c, s)
 
     # many tokens with a state, and one token
 

@@ -30,9 +30,8 @@ def cauchy(v: Tensor, poles: Tensor, c: Tensor, s: Tensor) -> Tensor:
     real = (size * c - s) * (size * c + s)
     imag = decay * (-2 * s * c)
     scale = (real * real + imag * imag).reciprocal()
-    inverse = torch.cat([real * scale, imag * scale], dim=-1)  # (h n 2k): 1 / D is the first minus i the second
-    even, odd = -2 * (v * poles.conj()).real, 2 * v.real
-    sums = torch.cat([even, odd]).transpose(0, 1) @ inverse  # (h 2m 2k)
-    (even_real, even_imag), (odd_real, odd_imag) = (x.chunk(2, dim=-1) for x in sums.chunk(2, dim=1))
-    out = torch.complex(c * even_real + s * odd_imag, s * odd_real - c * even_imag)
-    return out.transpose(0, 1)
+    weights = torch.cat([-2 * (v * poles.conj()).real, 2 * v.real]).transpose(0, 1)  # (h 2m n)
+    # 1 / D is the first part minus i the second.
+    even_real, odd_real = (weights @ (real * scale)).chunk(2, dim=1)
+    even_imag, odd_imag = (weights @ (imag * scale)).chunk(2, dim=1)
+    return torch.complex(c * even_real + s * odd_imag, s * odd_real - c * even_imag).transpose(0, 1)
