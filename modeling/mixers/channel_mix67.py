@@ -1,7 +1,7 @@
 """The channel mixes of RWKV-6 and RWKV-7, whose mu is the share of the token before (x'), not of the token itself.
 
-version 6  sigmoid(W_r lerp(x, x', mu_r)) * W_v relu(W_k lerp(x, x', mu_k))^2       arXiv:2404.05892
-version 7  W_v relu(W_k lerp(x, x', mu_k))^2                                        arXiv:2503.14456
+version 6  y = sigmoid(W_r lerp(x, x', mu_r)) * W_v relu(W_k lerp(x, x', mu_k))^2       arXiv:2404.05892
+version 7  y = W_v relu(W_k lerp(x, x', mu_k))^2                                        arXiv:2503.14456
 
 State: the last token (b d).
 """

@@ -47,9 +47,9 @@ class DeltaCell:
         self.readers = [Reader(x, dtype, size) for x in vectors]
         self.read_decay = Reader(decay, torch.float64, size)
         self.heads, self.size, self.dtype = decay.shape[1], size, dtype
-        self.segments = segments
+        self.segments, self.hidden = segments, None
         self.scratch = Scratch(dtype, decay.device)
-        self.future = torch.ones(size, size, dtype=torch.bool, device=decay.device).triu_(1)
+        self.future = torch.ones(1, size, size, dtype=torch.bool, device=decay.device).triu_(1)
 
     def load(self, number: int) -> None:
         """Turn to a block."""
@@ -76,15 +76,17 @@ class DeltaCell:
 
     def _see(self, number: int) -> None:
         """Find what tokens may see: one another, the state before the block (past), and who is in that after it."""
-        self.hidden, self.past, self.last, self.kept = self.future[: self.m, None, : self.m], None, None, None
+        hidden, self.past, self.last, self.kept = self.future[:, : self.m, : self.m], None, None, None
         if self.segments is None:
+            if self.hidden is None or self.hidden.shape[-1] != 2 * self.m:
+                self._hide_from_both(hidden)
             return
         start = number * self.size
         here = self.segments[:, start : start + self.m]
         before = self.segments[:, start - 1 : start] if start else torch.zeros_like(here[:, :1])
         per_head = [here[:, :, None] != here[:, None, :], here == before, here == here[:, -1:], here[:, -1:] == before]
         apart, past, last, kept = (x.repeat_interleave(self.heads, 0) for x in per_head)
-        self.hidden = (self.hidden | apart[:, :, None])[:, None]
+        self._hide_from_both(hidden | apart)
         self.past, self.last = (x.repeat(1, 2)[..., None].to(self.dtype) for x in (past, last))  # (n 2m 1)
         self.kept = kept[..., None].to(self.dtype)
 
@@ -98,7 +100,7 @@ class DeltaCell:
         torch.bmm(self.first, state, out=rows[:, :1])
         rows[:, 1:].copy_(read[:, m:-1])
         u = torch.linalg.solve_triangular(self._system(scores), rows, upper=False, unitriangular=True)
-        return read[:, :m].baddbmm_(scores[:, :m, m:], u), u
+        return torch.baddbmm(read[:, :m], scores[:, :m, m:], u, out=self.scratch("y", *self.v.shape)), u
 
     def advance(self, state: Tensor, u: Tensor, out: Tensor) -> None:
         """Write the state at the block's end, given the one at its start and u, to ``out``; may be the same tensor."""
@@ -116,13 +118,13 @@ class DeltaCell:
         scores, values = self._scores(), self._values(u)
         ahead.mul_(self.to_end)
         written = torch.bmm(self._last_keys(), ahead, out=self.scratch("written", *values.shape))
-        written[:, m:].baddbmm_(scores[:, :m, m:].mT, dy)
-        du = torch.linalg.solve_triangular(self._system(scores).mT, written[:, m:], upper=True, unitriangular=True)
+        rows = torch.baddbmm(written[:, m:], scores[:, :m, m:].mT, dy, out=self.scratch("rows", *dy.shape))
+        du = torch.linalg.solve_triangular(self._system(scores).mT, rows, upper=True, unitriangular=True)
         dz = self.scratch("dz", *values.shape)
         dz[:, :m].copy_(dy)
         dz[:, m:-1].copy_(du[:, 1:])
         dz[:, -1].zero_()
-        dv = written[:, :m].baddbmm_(scores[:, :, :m].mT, dz)
+        dv = torch.baddbmm(written[:, :m], scores[:, :, :m].mT, dz, out=self.scratch("dv", *dy.shape))
         links = self._hide(torch.bmm(dz, values.mT, out=self.scratch("links", *scores.shape)))
         start = torch.mul(state, self.to_mid, out=self.scratch("start", *state.shape))
         dq = self._masked(torch.bmm(dz, start.mT, out=self.scratch("dq", *self.q.shape)), self.past)
@@ -147,9 +149,15 @@ class DeltaCell:
         return self._hide(torch.bmm(self.q, self.k.mT, out=self.scratch("scores", *shape)))
 
     def _hide(self, pairs: Tensor) -> Tensor:
-        """Clear in (n 2m 2m) what may not be seen, whatever stands there: beyond the block's future it overflows."""
-        pairs.view(self.n, 2, self.m, 2, self.m).masked_fill_(self.hidden, 0)
-        return pairs
+        """Clear in (n 2m 2m) what may not be seen: infinite, perhaps, in the shortest blocks, which hold any decay."""
+        if self.size > SIZES[-1]:
+            return pairs.mul_(self.seen)
+        return pairs.masked_fill_(self.hidden, 0)
+
+    def _hide_from_both(self, hidden: Tensor) -> None:
+        """Keep what may not be seen (1|n m m) for both streams of queries and of keys."""
+        self.hidden = hidden.repeat(1, 2, 2)
+        self.seen = (~self.hidden).to(self.dtype)
 
     def _system(self, scores: Tensor) -> Tensor:
         """-L (n m m); its diagonal is not read."""

@@ -25,21 +25,18 @@ def delta_rule(
     segments: Tensor | None = None,
     form: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run S_t = exp(decay_t) S_(t-1) + b_t^T (a_t S_(t-1)) + k_t^T v_t, y_t = q_t S_t over a sequence.
+    """Run the recurrence over a sequence. What a_t reads is not yet decayed; y_t includes token t itself.
 
-    What a_t reads is not yet decayed; y_t includes token t itself. Padding is the caller's: k, b and decay of zero
-    leave the state as it is.
+    Padding is the caller's: k, b and decay of zero leave the state as it is.
 
     Args:
         q, k, a, b: (b h t dk), v: (b h t dv); any floating dtype, any strides. Sums and states are float32, or float64
             where one of them is.
         decay: natural logarithm of the factor, <= 0 (not checked): None for 1, (b h t) one per token, or (b h t dk)
-            one per token and row of the state. The stronger the strongest, the shorter the blocks of the fast form: a
-            factor above 1/6 costs nothing.
+            one per token and row of the state. Below -1.9 it shortens the blocks of the fast form.
         state: (b h dk dv) before the first token, or None for zeros. Gradients flow into it and out of the final one.
         segments: (b t) integers that never decrease, or None: packed sequences. A token sees its own segment only; the
-            initial state belongs to segment 0, so that a row which begins with a new sequence begins with segment 1.
-            Between segments the decay gets no gradient.
+            initial state belongs to segment 0: a row which begins with a new sequence begins with segment 1.
         form: None lets dispatch choose; else "sequential", "chunkwise" ("parallel" is the same) or "fast".
 
     Returns:
@@ -49,11 +46,11 @@ def delta_rule(
         ValueError: a shape that does not fit the others, or an unknown form.
     """
     _check_shapes((q, k, a, b), v, decay, state, segments)
-    chosen = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
+    form = choose_form(q.device, q.shape[2]) if form is None else check_form(form)
     if torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
-            return _run(q, k, v, a, b, decay, state, segments, chosen)
-    return _run(q, k, v, a, b, decay, state, segments, chosen)
+            return _run(q, k, v, a, b, decay, state, segments, form)
+    return _run(q, k, v, a, b, decay, state, segments, form)
 
 
 def _run(
