@@ -24,6 +24,8 @@ class NoriaRWKVConfig(DecoderConfig):
     rescale_every (`int`): where it is not 0, block l (from 0) holds the last weights of its two branches divided by
         2^(l // rescale_every), and the stream is halved after every so many blocks: the same function, in a range that
         float16 can hold. transformers saves RWKV-4 so after a forward pass in evaluation mode.
+    embedding_norm_dtype (`str`): "bfloat16" or "float16" to norm the embeddings in that precision whatever the
+        model's, as the package rwkv does in versions 4 to 6 with a file of that precision; None for the model's own.
     """
 
     model_type = "noria_rwkv"
@@ -38,6 +40,7 @@ class NoriaRWKVConfig(DecoderConfig):
     rate_rank: int | None = None
     value_rank: int | None = None
     gate_rank: int | None = None
+    embedding_norm_dtype: str | None = None
     norm_eps: float = 1e-5
 
     def derive_sizes(self) -> None:
@@ -66,6 +69,12 @@ class NoriaRWKVConfig(DecoderConfig):
     def validate_rescale_every(self) -> None:
         if self.rescale_every < 0:
             raise ValueError(f"`rescale_every` must be at least 0, not {self.rescale_every}.")
+
+    def validate_embedding_norm_dtype(self) -> None:
+        if self.embedding_norm_dtype not in (None, "bfloat16", "float16"):
+            raise ValueError(
+                f"`embedding_norm_dtype` must be bfloat16, float16 or None, not {self.embedding_norm_dtype}."
+            )
 
     def validate_heads(self) -> None:
         if self.attention_hidden_size < 1:

@@ -3,14 +3,17 @@
 A file is a flat state dict, most often in bfloat16, and carries no configuration: its version shows in its keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..configuration.rwkv import NoriaRWKVConfig
 from ..modeling.rwkv import NoriaRWKVForCausalLM
+from ..tokenization.rwkv import write_tokenizer
 from .checkpoint import Checkpoint
 from .format import Format, Plan, common_prefix, layer_count
 from .rules import Rule
@@ -32,6 +35,7 @@ ARGUMENTS = [
     "dropout",
 ]
 ATTENTION = "blocks.0.att."
+VOCABULARIES = ("rwkv_vocab_v20230424.txt", "20B_tokenizer.json")
 SHORT = {"decay": "w", "rate": "a", "gate": "g"}
 # Parts of fine-tunes and of early experiments that change what the model computes.
 FOREIGN = {
@@ -56,7 +60,14 @@ def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[s
     settings = Settings(arguments, {})
     config = rwkv_config(settings, tensors, version)
     settings.finish()
-    return Plan(NoriaRWKVConfig(**{**config, **fields}), NoriaRWKVForCausalLM, prefix, settings.record)
+    noria = NoriaRWKVConfig(**{**config, **fields})
+    return Plan(noria, NoriaRWKVForCausalLM, prefix, settings.record, write_tokenizer=tokenizer_writer(checkpoint))
+
+
+def tokenizer_writer(checkpoint: Checkpoint) -> Callable[[Path], Any] | None:
+    """Writes the tokenizer of the published vocabulary that lies beside the file; None where there is none."""
+    file = next((checkpoint.companions[name] for name in VOCABULARIES if name in checkpoint.companions), None)
+    return None if file is None else lambda folder: write_tokenizer(file, folder)
 
 
 def find_version(tensors: Mapping[str, Tensor]) -> int:
@@ -103,6 +114,7 @@ def rwkv_config(settings: Settings, tensors: Mapping[str, Tensor], version: int)
         "attention_hidden_size": settings.take("dim_att", size(tensors, ATTENTION + "key.weight")),
         "intermediate_size": settings.take("dim_ffn", size(tensors, "blocks.0.ffn.key.weight")),
         "dropout": settings.take("dropout", default=0.0),
+        "embedding_norm_dtype": norm_dtype(tensors, version),
         # The end of a document in both of the published vocabularies.
         "bos_token_id": 0,
         "eos_token_id": 0,
@@ -110,6 +122,12 @@ def rwkv_config(settings: Settings, tensors: Mapping[str, Tensor], version: int)
         **ranks(tensors, version),
     }
     return config
+
+
+def norm_dtype(tensors: Mapping[str, Tensor], version: int) -> str | None:
+    """Up to version 6 the package `rwkv` norms the embeddings before it leaves the file's half precision."""
+    dtype = tensors["emb.weight"].dtype
+    return str(dtype).removeprefix("torch.") if version < 7 and dtype in (torch.bfloat16, torch.float16) else None
 
 
 def heads(settings: Settings, tensors: Mapping[str, Tensor], version: int) -> dict[str, int]:
@@ -154,4 +172,5 @@ RWKV = Format(
     config_classes=(NoriaRWKVConfig,),
     plan=plan,
     rules=rules,
+    companions=VOCABULARIES,
 )

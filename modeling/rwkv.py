@@ -13,6 +13,7 @@ stream, so that checkpointing, replay and export treat them as they treat the st
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
@@ -105,6 +106,20 @@ VERSIONS = {
 }
 
 
+class EmbeddingNorm(nn.LayerNorm):
+    """A layer norm that may be computed in another precision than the model."""
+
+    def __init__(self, config: NoriaRWKVConfig) -> None:
+        super().__init__(config.hidden_size, eps=config.norm_eps)
+        self.dtype = None if config.embedding_norm_dtype is None else getattr(torch, config.embedding_norm_dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dtype is None:
+            return super().forward(x)
+        weight, bias = self.weight.to(self.dtype), self.bias.to(self.dtype)
+        return F.layer_norm(x.to(self.dtype), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
 class NoriaRWKVModel(Backbone):
     config: NoriaRWKVConfig
     _no_split_modules = ["RWKVBlock", "RWKV7Block"]
@@ -112,7 +127,7 @@ class NoriaRWKVModel(Backbone):
 
     def make_embeddings(self, config: NoriaRWKVConfig) -> None:
         super().make_embeddings(config)
-        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.embedding_norm = EmbeddingNorm(config)
 
     def make_block(self, layer: int) -> MixerBlock:
         return VERSIONS[self.config.version].block(self.config, layer)

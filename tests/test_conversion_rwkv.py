@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, RwkvConfig, RwkvForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, RwkvConfig, RwkvForCausalLM
 
 from noria.conversion.convert import convert
 from noria.conversion.export import export
@@ -100,6 +100,18 @@ def test_other_files_are_refused_by_name(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         convert("rwkv", edited(tmp_path, change), tmp_path / "noria")
     assert not (tmp_path / "noria").exists()
+
+
+def test_a_vocabulary_beside_the_file_becomes_the_tokenizer(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / FILE).write_bytes((GOLDEN / FILE).read_bytes())
+    lines = [f"{byte + 1} {bytes([byte])!r} 1\n" for byte in range(256)]
+    (source / "rwkv_vocab_v20230424.txt").write_text("".join(lines))
+    convert("rwkv", source, tmp_path / "noria")
+    assert AutoTokenizer.from_pretrained(tmp_path / "noria")("CAB").input_ids == [68, 66, 67]
+    export("rwkv", tmp_path / "noria", tmp_path / "back")
+    assert (tmp_path / "back" / "rwkv_vocab_v20230424.txt").read_text() == "".join(lines)
 
 
 def test_a_contradicted_size_is_named(tmp_path):
