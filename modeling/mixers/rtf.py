@@ -59,16 +59,16 @@ class RationalKernel(ConvolutionKernel):
         return RationalSystem(a, b)
 
     def impulse(self, system: RationalSystem, length: int) -> Tensor:
-        return rational_response(system.b, system.a, length).to(self.dtype)
+        return rational_response(system.b, system.a, length, self.dtype)
 
     def recursive(self, system: RationalSystem, length: int, dtype: torch.dtype) -> Tensor:
         """The response (h length) of v to u: 1 / (1 + a_1 z + ...)."""
-        return rational_response(torch.ones_like(system.a[:, :1]), system.a, length).to(dtype)
+        return rational_response(torch.ones_like(system.a[:, :1]), system.a, length, dtype)
 
     def respond(self, system: RationalSystem, state: State, length: int) -> Tensor:
         past, dtype = state[0], state[0].dtype
         forced = fit(forcing(system.a, past), length)
-        taps = rational_response(system.b[0], system.a, length).to(dtype)
+        taps = rational_response(system.b[0], system.a, length, dtype)
         direct = torch.einsum("hkj,bhj->bhk", windows(system.b[0])[:, 1:].to(dtype), past)
         return fft_convolution(forced, taps) + fit(direct, length)
 
