@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .decoder import DecoderConfig, next_even, require_multiple
+from .decoder import DecoderConfig, logger, next_even, require_multiple
 
 KERNELS = ("s4", "s4d", "dss", "s5", "rtf")
 # What each kernel may begin from and how it is made discrete; the first is the default.
@@ -47,6 +47,7 @@ class NoriaS4Config(DecoderConfig):
     hidden_act (`str`): activation between the system and the gated output layer.
     bare (`bool`): blocks without norm and residual sum, and no last norm, as the published layer stands alone.
     pooling (`str`): what a classifier reads: "mean" of the real tokens, or the "last".
+    num_attention_heads (`None`): there are none; PEFT asks every model for the name.
     """
 
     model_type = "noria_s4"
@@ -69,8 +70,12 @@ class NoriaS4Config(DecoderConfig):
     hidden_act: str = "gelu"
     bare: bool = False
     pooling: str = "mean"
+    num_attention_heads: int | None = None
 
     def derive_sizes(self) -> None:
+        if self.num_attention_heads is not None:
+            logger.warning_once(f"S4 has no heads: `num_attention_heads` ({self.num_attention_heads}) is ignored.")
+            self.num_attention_heads = None
         if self.kernel not in KERNELS:
             raise ValueError(f"unknown kernel {self.kernel!r}: choose from {', '.join(KERNELS)}.")
         if self.state_size is None:
