@@ -45,26 +45,16 @@ def gated_memory(
     real: Tensor | None = None,
     form: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Run the cell over a sequence.
+    """Run the cell over a sequence, in float32, or float64 where x or the state is.
 
-    Computed in float32, or float64 where x or the state is. The fast form can be differentiated once only.
-
-    Args:
-        x: (b t 2d), the share of the input in z and a.
-        weights: the weights of the cell.
-        memory: its measure and order n; a window counts tokens.
-        state: h (b d) and c (b m n) before the first token. Gradients flow into them and out of the final ones.
-        method: the memory's discretisation.
-        count: (b t) or (1 t) integers: the number of each token in its own sequence, from 1, for a scaled measure.
-        kept: (b t) bool or None: False where the state before a token does not reach it, since a sequence starts.
-        real: (b t) bool or None: False where a token leaves the state as it is.
-        form: None lets dispatch choose; "fast" is a loop with its own backward, every other one a plain loop.
-
-    Returns:
-        h (b t d) in the dtype of x, and the state after the last token.
-
-    Raises:
-        ValueError: shapes that do not fit one another, a scaled measure without `count`, or an unknown form.
+    x: (b t 2d), the share of the input in z and a. memory: its measure and order n; a window counts tokens.
+    state: h (b d) and c (b m n) before the first token, differentiable like the final ones. method: discretisation.
+    count: (b t) or (1 t) integers: the number of each token in its own sequence, from 1, for a scaled measure.
+    kept: (b t) bool or None: False where a sequence starts, which the state before does not reach.
+    real: (b t) bool or None: False where a token leaves the state as it is.
+    form: None lets dispatch choose; "fast" is a loop with its own, once differentiable backward, others a plain loop.
+    Returns h (b t d) in the dtype of x, and the state after the last token.
+    Raises ValueError: shapes that do not fit, a scaled measure without `count`, or an unknown form.
     """
     _check(x, weights, memory, state, count)
     form = choose_form(x.device, x.shape[1]) if form is None else check_form(form)

@@ -153,17 +153,21 @@ def backward(
             before = _before(block, flags, (h, c), (hidden, contents))
             gates, slopes = _slopes(x[:, block].transpose(0, 1), before, recurrent, read, flags, block)
             made = _matrices(block, flags.count, memory, method, x)
-            from_above = grad[:, block].transpose(0, 1).contiguous()
-            reaching, told = _run_back(
-                reaching, from_above, gates, slopes, made, (recurrent, read, write), flags, block
-            )
+            above = grad[:, block].transpose(0, 1).contiguous()
+            reaching, told = _run_back(reaching, above, gates, slopes, made, (recurrent, read, write), flags, block)
             grad_x[:, block] = slopes.flatten(2).transpose(0, 1)
-            sides = slopes.flatten(2).flatten(0, 1).T
-            totals[0].addmm_(sides, before[0].flatten(0, 1))
-            totals[1].addmm_(sides, before[1].flatten(0, 1).flatten(1))
-            totals[2].addmm_(told.flatten(0, 1).T, hidden[block].flatten(0, 1))
-            totals[3].add_(told.sum((0, 1)))
+            _add_gradients(totals, slopes.flatten(2).flatten(0, 1).T, before, told.flatten(0, 1), hidden[block])
     return grad_x, totals[0], totals[1], totals[2], totals[3], reaching[0].clone(), reaching[1].clone()
+
+
+def _add_gradients(
+    totals: list[Tensor], sides: Tensor, before: tuple[Tensor, Tensor], told: Tensor, hidden: Tensor
+) -> None:
+    """The share of a block in the gradients of the weights: sides (2d t*b), told (t*b m), hidden (t b d)."""
+    totals[0].addmm_(sides, before[0].flatten(0, 1))
+    totals[1].addmm_(sides, before[1].flatten(0, 1).flatten(1))
+    totals[2].addmm_(told.T, hidden.flatten(0, 1))
+    totals[3].add_(told.sum(0))
 
 
 def _before(

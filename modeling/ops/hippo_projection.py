@@ -29,52 +29,42 @@ def projector(
     periodic: bool = False,
     time: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The matrices A (n n) and B (n) of the memory at the time T = `time`.
+    """The matrices A (n n) and B (n) of the memory at T = `time`; those of the whole past fall as 1/T.
 
-    Args:
-        basis: s (p) float64 -> the functions phi (n p), real or complex, orthogonal under `measure`.
-        time_map: s (p) and T () -> the times t(s, T) (p). Both are differentiated by torch.
-        nodes, weights: (p) float64, which integrate over the domain of s; see `legendre_nodes`, `laguerre_nodes`.
-        now: the end of the domain at which t = T.
-        far: the other end, or None where phi vanishes there.
-        measure: s (p) -> w (p); None for 1.
-        periodic: the basis takes at `far` the mean of u's values at both ends, as a Fourier series does: solve that
-            for the value at `far`, instead of taking the series for it.
-        time: at which A and B are wanted. A map of the whole past, t = s T, has A / T and B / T.
-
-    Raises:
-        ValueError: `now` is not mapped to T, nodes and weights differ in shape, or the functions are not orthogonal.
+    basis: s (p) float64 -> phi (n p), real or complex, orthogonal under `measure`, s (p) -> w (p), None for 1.
+    time_map: s (p) and T () -> the times t(s, T) (p). Both are differentiated by torch.
+    nodes, weights: (p) float64, for integrals over the domain of s; see `legendre_nodes`, `laguerre_nodes`.
+    now, far: the end at which t = T, and the other one, or None where phi vanishes there.
+    periodic: at `far` the series has the mean of u's values at both ends, as Fourier's: solve that for the value.
+    Raises ValueError: `now` is not mapped to T, shapes that differ, or functions that are not orthogonal.
     """
+    moment, end = nodes.new_tensor(time), nodes.new_tensor([now])
     if nodes.dim() != 1 or nodes.shape != weights.shape:
         raise ValueError(f"nodes and weights must both be (p), not {tuple(nodes.shape)} and {tuple(weights.shape)}")
-    moment = nodes.new_tensor(time)
-
-    def weight(s: Tensor) -> Tensor:
-        return torch.ones_like(s) if measure is None else measure(s)
-
-    def flow(s: Tensor) -> Tensor:
-        """r (p): how fast s has to move to stay at the same time."""
-        along = jvp(lambda x: time_map(x, moment), (s,), (torch.ones_like(s),))[1]
-        across = jvp(lambda t: time_map(s, t), (moment,), (torch.ones_like(moment),))[1]
-        return across / along
-
-    def moving(s: Tensor) -> Tensor:
-        return flow(s) * weight(s) * basis(s).conj()
-
-    end = nodes.new_tensor([now])
     if not torch.allclose(time_map(end, moment), moment):
         raise ValueError(f"`now` must be where the time is {time}, but it is {time_map(end, moment).item()}")
+
+    weight = torch.ones_like if measure is None else measure
+
+    def moving(s: Tensor) -> Tensor:
+        return _flow(time_map, s, moment) * weight(s) * basis(s).conj()
+
     norms = _norms(basis(nodes), weights * weight(nodes))
     slope = jvp(moving, (nodes,), (torch.ones_like(nodes),))[1]
-    A = -(slope * weights) @ (basis(nodes) / norms).T
     sign = 1.0 if now > nodes.mean() else -1.0
-    B = sign * moving(end)[:, 0]
-    if far is not None:
-        other = nodes.new_tensor([far])
-        leak = sign * moving(other)
-        A = A - (2.0 if periodic else 1.0) * leak * (basis(other) / norms)[:, 0]
-        B = B + leak[:, 0] if periodic else B
-    return A, B
+    A, B = -(slope * weights) @ (basis(nodes) / norms).T, sign * moving(end)[:, 0]
+    if far is None:
+        return A, B
+    other = nodes.new_tensor([far])
+    leak, series = sign * moving(other), (basis(other) / norms)[:, 0]
+    return (A - 2 * leak * series, B + leak[:, 0]) if periodic else (A - leak * series, B)
+
+
+def _flow(time_map: Callable[[Tensor, Tensor], Tensor], s: Tensor, moment: Tensor) -> Tensor:
+    """r (p): how fast s has to move to stay at the same time."""
+    along = jvp(lambda x: time_map(x, moment), (s,), (torch.ones_like(s),))[1]
+    across = jvp(lambda t: time_map(s, t), (moment,), (torch.ones_like(moment),))[1]
+    return across / along
 
 
 def _norms(values: Tensor, weights: Tensor) -> Tensor:
