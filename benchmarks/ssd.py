@@ -1,9 +1,9 @@
 """Mamba-2's recurrence against transformers' at the shape of mamba2-130m, and whole models against a Llama.
 
 Recurrence    B 1, 24 heads of 64, states of 128, one group, from the raw step sizes on: mamba2_chunk_scan of
-              transformers in chunks of 256, as it is configured, and of 64, and our ssd. `error` is the largest difference from the
-              recurrence in float64, relative to its largest value; `peak` what a forward adds to resident memory, or
-              forward and backward, in MiB, each in a fresh process
+              transformers in chunks of 256, as it is configured, and of 64, and our ssd. `error` is the largest
+              difference from the recurrence in float64, relative to its largest value; `peak` what a forward, or
+              forward and backward, adds to resident memory, in MiB, each in a fresh process
 Models        4 layers of 768 of Mamba-2 and 2 of Llama, as many parameters, a vocabulary of 1,000: prefill and a
               training step (forward, backward, AdamW)
 """
