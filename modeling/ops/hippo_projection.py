@@ -55,8 +55,7 @@ def projector(
     A, B = -(slope * weights) @ (basis(nodes) / norms).T, sign * moving(end)[:, 0]
     if far is None:
         return A, B
-    other = nodes.new_tensor([far])
-    leak, series = sign * moving(other), (basis(other) / norms)[:, 0]
+    leak, series = sign * moving(nodes.new_tensor([far])), (basis(nodes.new_tensor([far])) / norms)[:, 0]
     return (A - 2 * leak * series, B + leak[:, 0]) if periodic else (A - leak * series, B)
 
 
