@@ -60,7 +60,8 @@ class TimeMix7(HeadTimeMix):
         self.decay_lora = LowRank(self.width, config.decay_rank, self.inner)
         self.rate_lora = LowRank(self.width, config.rate_rank, self.inner)
         self.gate_lora = LowRank(self.width, config.gate_rank, self.inner)
-        self.value_bias = self.value_lora = None
+        self.register_parameter("value_bias", None)
+        self.value_lora = None
         if layer:
             self.value_bias = nn.Parameter(torch.empty(self.inner))
             self.value_lora = LowRank(self.width, config.value_rank, self.inner)
