@@ -10,9 +10,14 @@ c is 0.
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .recording import is_recording
 
 
 def nodes(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -26,12 +31,54 @@ def cauchy(v: Tensor, poles: Tensor, c: Tensor, s: Tensor) -> Tensor:
 
     Not in float32: poles without damping are damped by the low-rank part alone, and of the sum's digits few remain.
     """
-    size, decay = poles.abs()[..., None], poles.real[..., None]
-    real = (size * c - s) * (size * c + s)
-    imag = decay * (-2 * s * c)
-    scale = (real * real + imag * imag).reciprocal()
     weights = torch.cat([-2 * (v * poles.conj()).real, 2 * v.real]).transpose(0, 1)  # (h 2m n)
-    # 1 / D is the first part minus i the second.
-    even_real, odd_real = (weights @ (real * scale)).chunk(2, dim=1)
-    even_imag, odd_imag = (weights @ (imag * scale)).chunk(2, dim=1)
+    sums = (_plain if is_recording() else _Sums.apply)(weights, poles.abs(), poles.real, c, s)
+    (even_real, odd_real), (even_imag, odd_imag) = (x.chunk(2, dim=1) for x in sums)
     return torch.complex(c * even_real + s * odd_imag, s * odd_real - c * even_imag).transpose(0, 1)
+
+
+def _inverse(size: Tensor, decay: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """p and q (h n k), 1 / D = p - i q, for |poles| and their real parts (h n)."""
+    size = size[..., None]
+    real, imag = (size * c - s) * (size * c + s), decay[..., None] * (-2 * s * c)
+    scale = (real * real + imag * imag).reciprocal_()
+    return real.mul(scale), imag.mul(scale)
+
+
+def _plain(weights: Tensor, size: Tensor, decay: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    real, imag = _inverse(size, decay, c, s)
+    return weights @ real, weights @ imag
+
+
+class _Sums(torch.autograd.Function):
+    """`_plain` over blocks of nodes, computed again in the backward pass: no number is kept for a pole and a node.
+
+    With E = 1 / D,  dE = -E^2 dD.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, size: Tensor, decay: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weights, size, decay, c, s)
+        parts = [_plain(weights, size, decay, *block) for block in _blocks(size, c, s)]
+        real, imag = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+        return real, imag
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_real: Tensor, grad_imag: Tensor) -> tuple[Tensor | None, ...]:
+        weights, size, decay, c, s = ctx.saved_tensors
+        grads = torch.zeros_like(weights), torch.zeros_like(size), torch.zeros_like(decay)
+        for block_real, block_imag, cosine, sine in _blocks(size, grad_real, grad_imag, c, s):
+            p, q = _inverse(size, decay, cosine, sine)
+            grads[0].add_(block_real @ p.transpose(-1, -2)).add_(block_imag @ q.transpose(-1, -2))
+            into_p, into_q = weights.transpose(-1, -2) @ block_real, weights.transpose(-1, -2) @ block_imag
+            even, odd = p * p - q * q, 2 * p * q
+            grads[1].sub_((into_p * even + into_q * odd) @ (cosine * cosine))
+            grads[2].add_((into_q * even - into_p * odd) @ (-2 * sine * cosine))
+        return grads[0], grads[1] * 2 * size, grads[2], None, None
+
+
+def _blocks(size: Tensor, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The parts cut along their nodes, so that numbers for each pole and node fill about a megabyte."""
+    nodes_each = max(8, 2**17 // max(size.numel(), 1))
+    return zip(*(part.split(nodes_each, dim=-1) for part in parts), strict=True)

@@ -19,7 +19,8 @@ from .recording import count_blocks, first, into_blocks, is_recording
 def powers(log_z: Tensor, exponents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """z^e, real and imaginary part in `dtype`, broadcast over log_z (...) complex128 and exponents (...) float64."""
     size = torch.exp2((log_z.real * math.log2(math.e) * exponents).to(dtype))
-    angle = torch.remainder(log_z.imag * exponents, 2 * math.pi).to(dtype)
+    turns = log_z.imag / (2 * math.pi) * exponents
+    angle = ((turns - turns.round()) * (2 * math.pi)).to(dtype)
     return size * torch.cos(angle), size * torch.sin(angle)
 
 
