@@ -1,6 +1,6 @@
-"""RWKV's channel mixes: feed-forward layers that also see the token before (x' below).
+"""The channel mix of RWKV-4 and 5: a feed-forward layer that also sees the token before (x' below).
 
-version 4  sigmoid(W_r lerp(x', x, mu_r)) * W_v relu(W_k lerp(x', x, mu_k))^2       arXiv:2305.13048, eq. 18 to 20
+    y = sigmoid(W_r lerp(x', x, mu_r)) * W_v relu(W_k lerp(x', x, mu_k))^2     arXiv:2305.13048, eq. 18 to 20
 
 State: the last token (b d).
 """
@@ -14,7 +14,7 @@ from .rwkv_init import channel_ramp, set_values
 
 
 class SquaredReluChannelMix(nn.Module):
-    """The channel mix of version 4. x (b t d) -> (b t d), state as `RWKVBlock` wants it."""
+    """x (b t d) -> (b t d), state as `RWKVBlock` wants it."""
 
     _no_weight_decay = ("mix_k", "mix_r")
 

@@ -38,8 +38,8 @@ def wkv(
     Args:
         k, v: keys and values (b t d), any real floating dtype.
         decay, bonus: (d). A sum shrinks by e^(-e^decay) at each token; the newest token's own weight grows by e^bonus.
-        state: (num, den, top), each (b d), before the first token, or None for nothing. Gradients flow into num, den
-            and top, and out of the final num and den.
+        state: (num, den, top), each (b d), before the first token, or None for nothing. Gradients flow into it, and
+            out of the final num and den.
         mask: (b t) booleans or None: a token with False adds nothing and lets nothing fade; its y means nothing.
         segments: (b t) integers that never decrease, or None: packed sequences, each of which starts from nothing.
             The state belongs to segment 0.
@@ -54,14 +54,12 @@ def wkv(
     _check(k, v, decay, bonus, state, mask, segments)
     form = choose_form(k.device, k.shape[1]) if form is None else check_form(form)
     wide = torch.float64 if torch.float64 in (x.dtype for x in (k, v, decay, bonus)) else torch.float32
-    rate, bonus = -decay.to(wide).exp(), bonus.to(wide)
-    num, den, top = empty_state(k.shape[0], k.shape[2], wide, k.device) if state is None else _widen(state, wide)
+    sums = empty_state(k.shape[0], k.shape[2], wide, k.device) if state is None else _widen(state, wide)
     kept = None if segments is None else continues(segments.expand(k.shape[0], -1))
-    mask = None if mask is None else mask.expand(k.shape[0], -1)
+    rest = (-decay.to(wide).exp(), bonus.to(wide), sums, None if mask is None else mask.expand(k.shape[0], -1), kept)
     if form == "fast":
-        return fast(k, v, rate, bonus, (num, den, top), mask, kept)
-    run = _sequential if form in ("step", "sequential") else _chunkwise
-    y, sums = run(k.to(wide), v.to(wide), rate, bonus, (num, den, top), mask, kept)
+        return fast(k, v, *rest)
+    y, sums = (_sequential if form in ("step", "sequential") else _chunkwise)(k.to(wide), v.to(wide), *rest)
     return y.to(v.dtype), sums
 
 
