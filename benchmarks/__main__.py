@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-QUESTIONS = ("attention", "peers", "models", "decode", "memory", "gpu")
+QUESTIONS = ("attention", "peers", "models", "decode", "memory", "selective_scan", "gpu")
 
 
 def main() -> int:
