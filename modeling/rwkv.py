@@ -30,6 +30,13 @@ from .mixers.rwkv7 import TimeMix7
 from .state import Context, State
 
 
+class Stream(nn.Module):
+    """What entered a block and what leaves it, (b t d) both -> the latter: where hidden states are recorded."""
+
+    def forward(self, entered: Tensor, left: Tensor) -> Tensor:
+        return left
+
+
 class RWKVBlock(MixerBlock):
     """x + time_mix(norm(x)), then x + channel_mix(norm(x)). State: the time mix's, then the channel mix's."""
 
@@ -39,6 +46,7 @@ class RWKVBlock(MixerBlock):
         super().__init__(config, layer)
         self.mlp_norm = self.make_norm(config)
         self.mlp = VERSIONS[config.version].channel_mix(config, layer)
+        self.stream = Stream()
         halvings = count_halvings(config, layer)
         self.mixer_norm.eps = self.mlp_norm.eps = config.norm_eps / 4**halvings
         self.halves = count_halvings(config, layer + 1) > halvings
@@ -53,9 +61,9 @@ class RWKVBlock(MixerBlock):
     def forward(self, x: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         before, seen = split_state(state)
         y, before = self.mixer(self.mixer_norm(x), context, before)
-        x = self.residual(x, y)
-        y, seen = self.mlp(self.mlp_norm(x), context, seen)
-        return self.halve(self.residual(x, y)), (*before, *seen)
+        middle = self.residual(x, y)
+        y, seen = self.mlp(self.mlp_norm(middle), context, seen)
+        return self.stream(x, self.halve(self.residual(middle, y))), (*before, *seen)
 
     def halve(self, x: Tensor) -> Tensor:
         """The stream as the next block wants it."""
@@ -74,9 +82,9 @@ class RWKV7Block(RWKVBlock):
         before, seen = split_state(state)
         x, first = x[..., : self.width], None if self.first else x[..., self.width :]
         y, before, first = self.mixer(self.mixer_norm(x), context, before, first)
-        x = self.residual(x, y)
-        y, seen = self.mlp(self.mlp_norm(x), context, seen)
-        x = self.halve(self.residual(x, y))
+        middle = self.residual(x, y)
+        y, seen = self.mlp(self.mlp_norm(middle), context, seen)
+        x = self.stream(x, self.halve(self.residual(middle, y)))
         return x if self.last else torch.cat([x, first], -1), (*before, *seen)
 
 
@@ -123,6 +131,7 @@ class EmbeddingNorm(nn.LayerNorm):
 class NoriaRWKVModel(Backbone):
     config: NoriaRWKVConfig
     _no_split_modules = ["RWKVBlock", "RWKV7Block"]
+    _can_record_outputs = {"hidden_states": Stream}  # between blocks of version 7 other values travel along
     _keep_in_fp32_modules_strict = ["time_decay", "time_first"]
 
     def make_embeddings(self, config: NoriaRWKVConfig) -> None:

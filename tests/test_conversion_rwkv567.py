@@ -153,3 +153,13 @@ def test_contradictions_are_named(tmp_path):
         convert("rwkv", GOLDEN / "rwkv6", tmp_path / "noria", {"head_size": 64})
     with pytest.raises(ValueError, match="head_size_divisor=4 cannot be converted"):
         convert("rwkv", GOLDEN / "rwkv6", tmp_path / "noria", {"head_size_divisor": 4})
+
+
+@torch.no_grad()
+def test_hidden_states_are_the_stream_alone(golden):
+    _, recorded, folder = golden
+    model, ids = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), recorded["input_ids"][None]
+    hidden = model(ids, output_hidden_states=True).hidden_states
+    assert [tuple(part.shape) for part in hidden] == [(1, 24, 32)] * 3
+    torch.testing.assert_close(hidden[0], model.model.embedding_norm(model.model.embed_tokens(ids)))
+    torch.testing.assert_close(hidden[2], model.model(ids).last_hidden_state)
