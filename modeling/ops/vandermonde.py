@@ -29,29 +29,48 @@ def block_length(length: int) -> int:
     return 64 if is_recording() else 2 ** round(math.log2(length) / 2)
 
 
+def table(first_one: Tensor, log_z: Tensor, step: int, count: int, dtype: torch.dtype) -> Tensor:
+    """first_one z^(step k) for k = 0 .. count - 1, (... h n count), complex of the precision of `dtype`.
+
+    first_one (... h n) and log_z (h n), complex128. The table doubles by a factor that stays complex128, so that an
+    entry is rounded as often as its index has bits.
+    """
+    narrow = torch.complex64 if dtype == torch.float32 else torch.complex128
+    if is_recording():
+        parts = powers(log_z[..., None], steps(log_z, count) * step, torch.float64)
+        return (first_one[..., None] * torch.complex(*parts)).to(narrow)
+    made, factor = first_one[..., None].to(narrow), torch.exp(log_z * step)[..., None]
+    while made.shape[-1] < count:
+        made, factor = torch.cat([made, made * factor.to(narrow)], dim=-1), factor * factor
+    return made[..., :count]
+
+
 def vandermonde(weights: Tensor, log_z: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """weights (m h n) and log_z (h n), complex128 -> K (m h length) in `dtype`, float32 or float64."""
     block = block_length(length)
-    count = count_blocks(length, block)
-    far = powers(log_z[..., None], steps(log_z, count) * block, dtype)  # (h n count)
-    near = powers(log_z[..., None], steps(log_z, block), dtype)  # (h n block)
-    real, imag = (part.to(dtype)[..., None] for part in (weights.real, weights.imag))
-    left = torch.cat([real * far[0] - imag * far[1], -(real * far[1] + imag * far[0])], dim=-2)  # (m h 2n count)
-    product = left.transpose(-1, -2) @ torch.cat(near, dim=-2)
-    return first(product.flatten(-2), length)
+    far = table(weights, log_z, block, count_blocks(length, block), dtype)  # (m h n count)
+    near = table(torch.ones_like(log_z), log_z, 1, block, dtype)  # (h n block)
+    left = torch.cat([far.real, -far.imag], dim=-2).transpose(-1, -2)
+    return first((left @ real_rows(near)).flatten(-2), length)
 
 
 def weighted_past(u: Tensor, log_z: Tensor) -> Tensor:
     """u (b h t) real and log_z (h n) complex128 -> x (b h n) complex, of u's precision."""
     block = block_length(u.shape[-1])
     blocks = into_blocks(u.flip(-1), block)
-    far = powers(log_z[..., None], steps(log_z, blocks.shape[-2]) * block, u.dtype)
-    near = torch.cat(powers(log_z[..., None], steps(log_z, block), u.dtype), dim=-2)  # (h 2n block)
+    one = torch.ones_like(log_z)
+    near = real_rows(table(one, log_z, 1, block, u.dtype))  # (h 2n block)
+    far = table(one, log_z, block, blocks.shape[-2], u.dtype)  # (h n count)
     real, imag = (blocks @ near.transpose(-1, -2)).transpose(-1, -2).chunk(2, dim=-2)  # (b h n count)
     return torch.complex(
-        (real * far[0] - imag * far[1]).sum(-1),
-        (real * far[1] + imag * far[0]).sum(-1),
+        (real * far.real - imag * far.imag).sum(-1),
+        (real * far.imag + imag * far.real).sum(-1),
     )
+
+
+def real_rows(x: Tensor) -> Tensor:
+    """(h n k) complex -> (h 2n k): real parts, then imaginary parts."""
+    return torch.cat([x.real, x.imag], dim=-2)
 
 
 def steps(like: Tensor, count: int) -> Tensor:
