@@ -11,6 +11,9 @@ class TokenBatchNorm(nn.Module):
     momentum old + (1 - momentum) new; the variance is the biased one in both, as in Flax.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, width: int, eps: float, momentum: float) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum

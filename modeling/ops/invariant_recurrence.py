@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .alignment import from_left, to_left
 from .diagonal_recurrence import diagonal_recurrence
+from .recording import is_recording
 
 BLOCK = 64
 
@@ -67,9 +68,9 @@ def _choose(x: Tensor, places: Tensor) -> Tensor:
 
 def _powers(exponent: Tensor, length: int) -> Tensor:
     """exp(t exponent), complex64, for t = 1 .. length and the exponents (n) of rounding errors: (length n)."""
-    t = torch.arange(1, length + 1, device=exponent.device)
-    inside = torch.arange(BLOCK, device=exponent.device)[:, None]
+    inside = torch.arange(1, BLOCK + 1, device=exponent.device)[:, None]
     starts = torch.arange(length // BLOCK + 1, device=exponent.device)[:, None] * BLOCK
     # Over one block the exponent stays below 1e-5, and its square below rounding.
     few, many = (1 + exponent * inside).to(torch.complex64), torch.exp(exponent * starts).to(torch.complex64)
-    return many[t // BLOCK] * few[t % BLOCK]
+    table = (many[:, None] * few).flatten(0, 1)
+    return table.index_select(0, torch.arange(length, device=table.device)) if is_recording() else table[:length]
