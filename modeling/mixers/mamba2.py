@@ -90,7 +90,8 @@ class DualSSM(nn.Module):
             backward = (part.flip(1) for part in (u, delta, decay, B, C))
             segments = None if segments is None else (segments[:, -1:] - segments).flip(1)
             y, skip = y + ssd(*backward, segments=segments)[0].flip(1), 2 * skip
-        return torch.addcmul(y, u, skip.to(y.dtype)).flatten(2), memory
+        # In place: y is nobody else's, and fresh memory is slower than the sum.
+        return y.addcmul_(u, skip.to(y.dtype)).flatten(2), memory
 
     def step_sizes(self, step: Tensor, context: Context) -> Tensor:
         """Delta (b t h) in float32, or float64 where step is; 0 at padding."""
