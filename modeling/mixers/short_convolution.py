@@ -19,8 +19,10 @@ from ..state import Context
 class ShortConvolution(nn.Module):
     """x (b t d) -> (b t d). Where the context is not causal the k tokens are centred, the odd one coming after.
 
-    weight (d k), bias (d): drawn as torch draws those of nn.Conv1d.
+    weight (d k), drawn as torch draws that of nn.Conv1d, and bias (d) or None, zeros at first.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, width: int, kernel: int, bias: bool, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

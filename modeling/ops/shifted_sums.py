@@ -32,7 +32,7 @@ def shifted_sums(x: Tensor, weight: Tensor, bias: Tensor | None, near: Tensor | 
         y = torch.einsum("bkd,dk->bd", x.to(wide), weight)[:, None]
         return (y if bias is None else y + bias).to(x.dtype)
     length = x.shape[1] - weight.shape[1] + 1
-    y = 0 if bias is None else bias
+    y = weight.new_zeros(()) if bias is None else bias
     for j, tap in enumerate(weight.unbind(1)):
         share = x[:, j : j + length].to(wide) * tap
         y = y + (share if near is None else torch.where(near[..., j, None], share, 0))
