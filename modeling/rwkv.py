@@ -114,8 +114,8 @@ VERSIONS = {
 }
 
 
-class EmbeddingNorm(nn.LayerNorm):
-    """A layer norm that may be computed in another precision than the model."""
+class EmbeddingLayerNorm(nn.LayerNorm):
+    """A layer norm in another precision than the model's, perhaps; transformers initialises it by its name."""
 
     def __init__(self, config: NoriaRWKVConfig) -> None:
         super().__init__(config.hidden_size, eps=config.norm_eps)
@@ -136,7 +136,7 @@ class NoriaRWKVModel(Backbone):
 
     def make_embeddings(self, config: NoriaRWKVConfig) -> None:
         super().make_embeddings(config)
-        self.embedding_norm = EmbeddingNorm(config)
+        self.embedding_norm = EmbeddingLayerNorm(config)
 
     def make_block(self, layer: int) -> MixerBlock:
         return VERSIONS[self.config.version].block(self.config, layer)

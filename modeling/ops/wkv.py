@@ -41,8 +41,7 @@ def wkv(
         state: (num, den, top), each (b d), before the first token, or None for nothing. Gradients flow into it, and
             out of the final num and den.
         mask: (b t) booleans or None: a token with False adds nothing and lets nothing fade; its y means nothing.
-        segments: (b t) integers that never decrease, or None: packed sequences, each of which starts from nothing.
-            The state belongs to segment 0.
+        segments: (b t) integers that never decrease, or None: packed sequences. The state belongs to segment 0.
         form: None lets dispatch choose; else "sequential", "chunkwise" ("parallel"; plain torch) or "fast".
 
     Returns:

@@ -40,13 +40,12 @@ def block_factors(
     k: Tensor, rate: Tensor, bonus: Tensor, top: Tensor, mask: Tensor | None, kept: Tensor | None
 ) -> Factors:
     """The factors of tokens with keys k (b t d). rate, bonus (d), top (b d); mask, kept (b t) or None."""
-    if mask is not None:
-        mask = mask[..., None]
-        highest = torch.maximum(k.masked_fill(~mask, LOWEST).amax(1), top)
-        k = torch.where(mask, k, highest[:, None])  # padding must not widen the range
-    else:
+    mask, kept = (None if x is None else x[..., None] for x in (mask, kept))
+    if mask is None:
         highest = torch.maximum(k.amax(1), top)
-    kept = None if kept is None else kept[..., None]
+    else:
+        highest = torch.maximum(k.where(mask, LOWEST).amax(1), top)
+        k = torch.where(mask, k, highest[:, None])  # padding must not widen the range
     if bool((highest - k.amin(1)).max() <= RANGE) and bool(bonus.abs().max() <= RANGE / 2):
         return _shared_scale(k, rate, bonus, top, highest, mask, kept)
     return _own_scales(k, rate, bonus, top, mask, kept)
