@@ -49,7 +49,7 @@ FOREIGN = {
 
 
 def rules(config: PreTrainedConfig) -> Sequence[Rule]:
-    return table(config.version, head=True)
+    return table(config.version)
 
 
 def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[str, Any]) -> Plan:

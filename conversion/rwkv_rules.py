@@ -109,18 +109,14 @@ RWKV7 = (
     *NORM_OF_HEADS,
 )
 HEAD = Rule("head.weight", "lm_head.weight")
-TIED_HEAD = Rule("head.weight", reason="tied to the embedding", copy_of="emb.weight")
 
 BY_VERSION: dict[int, Sequence[Rule]] = {4: RWKV4, 5: RWKV5, 6: RWKV6, 7: RWKV7}
 
 
-def table(version: int, head: bool, tied: bool = False) -> tuple[Rule, ...]:
-    """The rules of a version, for a model with or without a head."""
-    body = (*COMMON, *BY_VERSION[version])
-    if not head:
-        return body
+def table(version: int) -> tuple[Rule, ...]:
+    """The rules of a version's language model."""
     inside = tuple(
         Rule(rule.source, tuple(f"model.{name}" for name in rule.targets), rule.transform, rule.inverse, rule.reason)
-        for rule in body
+        for rule in (*COMMON, *BY_VERSION[version])
     )
-    return (*inside, TIED_HEAD if tied else HEAD)
+    return (*inside, HEAD)
