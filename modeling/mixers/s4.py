@@ -1,4 +1,4 @@
-"""State-space layers: Gu et al. 2021, Efficiently Modeling Long Sequences with Structured State Spaces (2111.00396).
+"""S4: Gu et al. 2021, Efficiently Modeling Long Sequences with Structured State Spaces (arXiv:2111.00396).
 
     y = kernel(u) + D u                       one system for each channel, see s4_kernel.py     eq. 1, 2, 5
     out = GLU(W gelu(y) + b)                  GLU(a, g) = a sigmoid(g)

@@ -1,4 +1,5 @@
-"""What the state-space mixer asks of its kernel: one linear time-invariant system for each channel, in three forms.
+"""What the state-space mixer asks of its kernel: one linear time-invariant system for each channel, in three forms
+(Gu et al. 2021, arXiv:2111.00396, eq. 3 to 5).
 
     s_t = A s_(t-1) + B u_t,   y_t = Re(C s_t)           recurrence: y_t includes u_t
     K_k = Re(C A^k B),         y = K * u                 convolution, from an empty state
