@@ -22,6 +22,8 @@ from .matrix_plain import decay_floor
 
 # Doublings in an exported program, whose length is open: 2^14 chunks of 64 tokens.
 DOUBLINGS = 14
+# A map of zeros before the others.
+PAST_ONE = (0, 0, 0, 0, 1, 0)
 
 
 def chunkwise(
@@ -62,14 +64,18 @@ def _one_later(x: Tensor) -> Tensor:
 
 
 def _compose(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:
-    """Return the states S_0, S_1 = M_1 S_0 + N_1, ... (b h n+1 dk dv) for maps (b h n dk dk), (b h n dk dv)."""
-    count = transition.shape[2]
-    added = torch.cat([state[:, :, None], added], 2)
-    transition = torch.cat([torch.zeros_like(transition[:, :, :1]), transition], 2)
-    places = torch.arange(count + 1, device=state.device)
-    for level in range(DOUBLINGS if is_tracing_graph() else count.bit_length()):
-        earlier = places - 2**level
-        inside, earlier = (earlier >= 0)[:, None, None], earlier.clamp(min=0)
-        added = added + (transition @ added.index_select(2, earlier)) * inside
-        transition = torch.where(inside, transition @ transition.index_select(2, earlier), transition)
-    return added
+    """Return the states S_0, S_1 = M_1 S_0 + N_1, ... (b h n+1 dk dv) for maps (b h n dk dk), (b h n dk dv).
+
+    Maps are kept as [M | N]. Before all others stand the identity, where doubling reaches too far, and [0 | S_0].
+    """
+    width = transition.shape[-1]
+    one = torch.eye(width, dtype=state.dtype, device=state.device).expand(*state.shape[:2], 1, -1, -1)
+    first = torch.cat([one, torch.zeros_like(one)], 2)
+    maps = torch.cat(
+        [torch.cat([first, transition], 2), F.pad(torch.cat([state[:, :, None], added], 2), PAST_ONE)], -1
+    )
+    places = torch.arange(maps.shape[2], device=state.device)
+    for level in range(DOUBLINGS if is_tracing_graph() else transition.shape[2].bit_length()):
+        earlier = maps.index_select(2, (places - 2**level).clamp(min=0))
+        maps = maps[..., :width] @ earlier + F.pad(maps[..., width:], (width, 0))
+    return maps[:, :, 1:, :, width:]
