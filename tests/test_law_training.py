@@ -23,6 +23,19 @@ def test_gradient_checkpointing_changes_nothing(entry, reentrant, tokens):
     same_gradients(gradients(model, model(ids, attention_mask=mask, labels=ids).loss), plain)
 
 
+@over(CAUSAL)
+def test_autocast_trains(entry, tokens):
+    """bfloat16 where torch finds it safe: every gradient is finite and near that of float32."""
+    model, ids = entry.model(dtype=torch.float32, initializer_range=0.1).train(), tokens(2, 20)
+    expected = gradients(model, model(ids, labels=ids).loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(ids, labels=ids).loss
+    found = gradients(model, loss)
+    assert found.keys() == expected.keys()
+    far = sum((found[name] - grad).square().sum() for name, grad in expected.items())
+    assert far.sqrt() <= 0.15 * sum(grad.square().sum() for grad in expected.values()).sqrt()
+
+
 def chunked_loss(model, ids, pieces):
     """The sum of the losses of consecutive chunks, through which one cache is carried with its graph."""
     cache, total, start = NoriaCache(model.config), 0, 0

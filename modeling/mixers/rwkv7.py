@@ -93,7 +93,8 @@ class TimeMix7(HeadTimeMix):
         r, k, v = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
         first = v if first is None else first
         if self.value_lora is not None:
-            v = torch.lerp(v, first, torch.sigmoid(self.value_bias.to(x.dtype) + self.value_lora(xv)))
+            share = torch.sigmoid(self.value_bias.to(x.dtype) + self.value_lora(xv))
+            v = torch.lerp(v, first.to(v.dtype), share.to(v.dtype))
         removal = F.normalize(split_heads(k * self.removal_scale.to(x.dtype), self.heads), dim=-1)
         rate = torch.sigmoid(self.rate_bias.to(x.dtype) + self.rate_lora(xa))
         k = k * (1 + (rate - 1) * self.rate_scale.to(x.dtype))
