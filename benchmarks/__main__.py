@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-QUESTIONS = ("attention", "peers", "models", "decode", "memory", "selective_scan", "gpu")
+QUESTIONS = (
+    *("attention", "peers", "models", "decode", "memory", "encoders", "rotary"),
+    *("selective_scan", "ssd", "wkv", "s4", "lru", "gpu"),
+)
 
 
 def main() -> int:
