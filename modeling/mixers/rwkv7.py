@@ -90,9 +90,11 @@ class TimeMix7(HeadTimeMix):
         before, last = token_shift(x, last, context.mask, context.segments)
         mixes = (self.mix_r, self.mix_w, self.mix_k, self.mix_v, self.mix_a, self.mix_g)
         xr, xw, xk, xv, xa, xg = (torch.lerp(x, before, mix.to(x.dtype)) for mix in mixes)
-        r, k, v = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
-        first = v if first is None else first
-        if self.value_lora is not None:
+        r, k = self.r_proj(xr), self.k_proj(xk)
+        v: Tensor = self.v_proj(xv)
+        if self.value_bias is None or self.value_lora is None or first is None:
+            first = v
+        else:
             share = torch.sigmoid(self.value_bias.to(x.dtype) + self.value_lora(xv))
             v = torch.lerp(v, first.to(v.dtype), share.to(v.dtype))
         removal = F.normalize(split_heads(k * self.removal_scale.to(x.dtype), self.heads), dim=-1)

@@ -47,9 +47,10 @@ class DeltaCell:
         self.readers = [Reader(x, dtype, size) for x in vectors]
         self.read_decay = Reader(decay, torch.float64, size)
         self.heads, self.size, self.dtype = decay.shape[1], size, dtype
-        self.segments, self.hidden = segments, None
+        self.segments = segments
         self.scratch = Scratch(dtype, decay.device)
         self.future = torch.ones(1, size, size, dtype=torch.bool, device=decay.device).triu_(1)
+        self._hide_from_both(self.future)
 
     def load(self, number: int) -> None:
         """Turn to a block."""
@@ -78,7 +79,7 @@ class DeltaCell:
         """Find what tokens may see: one another, the state before the block (past), and who is in that after it."""
         hidden, self.past, self.last, self.kept = self.future[:, : self.m, : self.m], None, None, None
         if self.segments is None:
-            if self.hidden is None or self.hidden.shape[-1] != 2 * self.m:
+            if self.hidden.shape[-1] != 2 * self.m:
                 self._hide_from_both(hidden)
             return
         start = number * self.size

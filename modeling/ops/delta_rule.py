@@ -78,7 +78,7 @@ def _run(
     if form == "fast":
         return fast(q, k, v, a, b, decay, state, segments)
     run = {"step": step, "sequential": sequential}.get(form, chunkwise)
-    y, final = run(*(x.to(wide) for x in (q, k, v, a, b)), decay, state)
+    y, final = run(q.to(wide), k.to(wide), v.to(wide), a.to(wide), b.to(wide), decay, state)
     return y.to(v.dtype), final
 
 
