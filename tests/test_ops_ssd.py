@@ -155,7 +155,7 @@ def test_states_are_not_shared() -> None:
         ({"delta": torch.ones(2, 3, 6, dtype=torch.int64)}, "delta must be real floating point"),
         ({"form": "quick"}, "quick"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_input_is_named(change: dict, message: str) -> None:
     names = ("x", "delta", "decay", "B", "C", "state")
