@@ -5,7 +5,11 @@ WORKERS ?= 2
 PIP_ARGS ?=
 
 TEST_VENV := .venv-test
-PARITY_VENV := .venv-parity-roformer
+# What `make parity` compares, and where the originals live that do not go with the newest transformers.
+ONLY ?= roformer mamba rwkv
+ROFORMER_VENV := .venv-parity-roformer
+RWKV_VENV := .venv-parity-rwkv
+PARITY_READY = $(if $(filter roformer,$(ONLY)),$(ROFORMER_VENV)/.ready) $(if $(filter rwkv,$(ONLY)),$(RWKV_VENV)/.ready)
 CHECK = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "noria needs Python 3.10 or newer: make PYTHON=...")'
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 QUESTIONS = $(shell grep -l __main__ benchmarks/*.py)
@@ -22,7 +26,7 @@ help:
 	@echo "make slow         the tests that are too slow for make test"
 	@echo "make lint         ruff check, ruff format --check, pyright on modeling/"
 	@echo "make conformance  transformers' own test mixins; TRANSFORMERS_TESTS=path/to/transformers/tests"
-	@echo "make parity       RoFormer against its originals in PyTorch, both ways; makes $(PARITY_VENV)"
+	@echo "make parity       RoFormer, Mamba and RWKV against their originals in PyTorch, both ways; ONLY=... of: $(ONLY)"
 	@echo "make bench        the benchmarks, into benchmarks/RESULTS.md; ARGS=--quick for a trial"
 	@echo "make wheel        wheel and sdist in dist/"
 	@echo "make clean        remove environments, builds and caches"
@@ -77,15 +81,22 @@ conformance: $(VENV)/.dev
 endif
 
 # The package roformer works with transformers of 2023 alone, so it has an environment of its own.
-$(PARITY_VENV)/.ready: tests/parity/requirements-roformer.txt
+$(ROFORMER_VENV)/.ready: tests/parity/requirements-roformer.txt
 	@$(CHECK)
-	$(PYTHON) -m venv $(PARITY_VENV)
-	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
-	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps roformer==0.4.3
+	$(PYTHON) -m venv $(ROFORMER_VENV)
+	$(ROFORMER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	$(ROFORMER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps roformer==0.4.3
 	touch $@
 
-parity: $(VENV)/.dev $(PARITY_VENV)/.ready
-	$(ONE_THREAD) $(VENV)/bin/python tests/parity/run.py --old-python $(PARITY_VENV)/bin/python
+# Only the comparison wants the package rwkv; the development environment does without it.
+$(RWKV_VENV)/.ready: tests/parity/requirements-rwkv.txt
+	@$(CHECK)
+	$(PYTHON) -m venv $(RWKV_VENV)
+	$(RWKV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	touch $@
+
+parity: $(VENV)/.dev $(PARITY_READY)
+	$(ONE_THREAD) $(VENV)/bin/python tests/parity/run.py --only $(ONLY) --old-python $(ROFORMER_VENV)/bin/python --rwkv-python $(RWKV_VENV)/bin/python
 
 bench: $(VENV)/.dev
 	@for question in $(QUESTIONS); do echo "$$question"; $(VENV)/bin/python $$question --write $(ARGS) || exit 1; done
@@ -95,5 +106,5 @@ wheel: $(VENV)/.dev
 	rm -rf build *.egg-info
 
 clean:
-	rm -rf $(VENV) $(TEST_VENV) $(PARITY_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TEST_VENV) $(ROFORMER_VENV) $(RWKV_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

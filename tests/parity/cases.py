@@ -1,14 +1,22 @@
-"""Models with random weights that the originals and noria are compared on: (class, options of its configuration)."""
+"""Models with random weights that the originals and noria are compared on, by family, package and name of the case.
 
+A case is (class, options of its configuration); for the package `rwkv`, (version, what differs from RWKV_SIZES).
+"""
+
+VOCABULARY = 97
 SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "initializer_range": 0.2,
+    "roformer": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "initializer_range": 0.2,
+    },
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 3, "state_size": 8},
+    "rwkv": {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96},
 }
-COMMON = {
+RWKV_SIZES = {"layers": 3, "width": 64, "inner": 96, "heads": 4, "dtype": "float32"}
+ROFORMER = {
     "trunk": ("RoFormerModel", {}),
     "masked": ("RoFormerForMaskedLM", {}),
     "embedding mapped": ("RoFormerForMaskedLM", {"embedding_size": 32}),
@@ -18,14 +26,56 @@ COMMON = {
     "tokens": ("RoFormerForTokenClassification", {"num_labels": 5}),
     "answers": ("RoFormerForQuestionAnswering", {}),
 }
+# Two groups of four heads, and chunks that neither divide the length nor hold it whole.
+MAMBA2 = {"num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 7}
 CASES = {
-    "transformers": COMMON | {"causal": ("RoFormerForCausalLM", {"is_decoder": True})},
     "roformer": {
-        **COMMON,
-        "v2": ("RoFormerForMaskedLM", {"norm_type": "rms_norm", "use_bias": False, "hidden_act": "relu"}),
-        "v2, biases": ("RoFormerForMaskedLM", {"norm_type": "rms_norm", "hidden_act": "relu"}),
-        "sim": ("RoFormerForCausalLM", {"is_decoder": True, "pooler_activation": "linear"}),
-        "sim, tanh": ("RoFormerForCausalLM", {"is_decoder": True, "pooler_activation": "tanh"}),
+        "transformers": ROFORMER | {"causal": ("RoFormerForCausalLM", {"is_decoder": True})},
+        "roformer": {
+            **ROFORMER,
+            "v2": ("RoFormerForMaskedLM", {"norm_type": "rms_norm", "use_bias": False, "hidden_act": "relu"}),
+            "v2, biases": ("RoFormerForMaskedLM", {"norm_type": "rms_norm", "hidden_act": "relu"}),
+            "sim": ("RoFormerForCausalLM", {"is_decoder": True, "pooler_activation": "linear"}),
+            "sim, tanh": ("RoFormerForCausalLM", {"is_decoder": True, "pooler_activation": "tanh"}),
+        },
+    },
+    "mamba": {
+        "transformers": {
+            "Mamba": ("MambaForCausalLM", {}),
+            "Mamba, trunk": ("MambaModel", {}),
+            "Mamba, biases": ("MambaForCausalLM", {"use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False}),
+            "Mamba, sizes": ("MambaForCausalLM", {"expand": 3, "time_step_rank": 7, "use_conv_bias": False}),
+            "Mamba, gelu, eps 1e-3": ("MambaForCausalLM", {"hidden_act": "gelu", "layer_norm_epsilon": 1e-3}),
+            "Mamba-2": ("Mamba2ForCausalLM", MAMBA2),
+            "Mamba-2, trunk": ("Mamba2Model", MAMBA2),
+            "Mamba-2, biases": ("Mamba2ForCausalLM", MAMBA2 | {"use_bias": True, "tie_word_embeddings": True}),
+            "Mamba-2, steps bounded": ("Mamba2ForCausalLM", MAMBA2 | {"time_step_limit": (0.01, 0.5)}),
+            "Mamba-2, gelu, eps 1e-3": (
+                "Mamba2ForCausalLM",
+                MAMBA2 | {"hidden_act": "gelu", "layer_norm_epsilon": 1e-3},
+            ),
+        }
+    },
+    "rwkv": {
+        "transformers": {
+            "RWKV-4": ("RwkvForCausalLM", {}),
+            "RWKV-4, trunk": ("RwkvModel", {}),
+            "RWKV-4, tied": ("RwkvForCausalLM", {"tie_word_embeddings": True}),
+            "RWKV-4, 13 layers, unused": ("RwkvForCausalLM", {"num_hidden_layers": 13}),
+            "RWKV-4, 13 layers, used": ("RwkvForCausalLM", {"num_hidden_layers": 13}),
+        },
+        "rwkv": {
+            "RWKV-4, 7 layers": (4, {"layers": 7}),
+            "RWKV-4, bfloat16": (4, {"dtype": "bfloat16"}),
+            "RWKV-5.2": (5, {}),
+            "RWKV-5.2, bfloat16": (5, {"dtype": "bfloat16"}),
+            "RWKV-6": (6, {}),
+            "RWKV-6, bfloat16": (6, {"dtype": "bfloat16"}),
+            "RWKV-7": (7, {}),
+            "RWKV-7, bfloat16": (7, {"dtype": "bfloat16"}),
+        },
     },
 }
+# Saved after a forward pass in evaluation mode, in which transformers halves weights of RWKV in place.
+USED = ("RWKV-4, 13 layers, used",)
 OUTPUTS = ("last_hidden_state", "logits", "start_logits", "end_logits", "pooler_output")
