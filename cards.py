@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +117,11 @@ def card_name(architecture: Architecture) -> str:
 def choose_card(config: dict[str, Any], architecture: Architecture) -> str:
     """The name of the card of a model: its variant's, or else its architecture's."""
     return next((name for name, variant in VARIANTS.items() if variant.has(config)), card_name(architecture))
+
+
+def pictures(text: str) -> list[Path]:
+    """The files in model_cards/ that a card shows: they go where the card goes."""
+    return [CARDS / name for name in re.findall(r"!\[[^\]]*\]\(([\w.-]+)\)", text)]
 
 
 def read_card(name: str) -> ModelCard:

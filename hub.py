@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .cards import card
+from .cards import card, pictures
 from .conversion.target import atomic_folder
 from .flat_code import flat_name, flatten, source_of
 from .model_folder import CONFIG, count_parameters, find_architecture, read_config
@@ -57,7 +57,7 @@ def save(model: PreTrainedModel, folder: str | os.PathLike, tokenizer: PreTraine
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         write_code(model, part)
-        write_text(part / README, card(part, name=Path(folder).name))
+        write_card(part, name=Path(folder).name)
     return Path(folder)
 
 
@@ -93,7 +93,7 @@ def push(
             add_code(staged, architecture)
         repo = open_repo(api, repo, private, revision)
         if not (staged / README).exists() and not api.file_exists(repo, README, revision=revision):
-            write_text(staged / README, card(staged, name=repo))
+            write_card(staged, name=repo)
         message = commit_message or f"Upload {architecture.name} with noria"
         commit = api.upload_folder(
             repo_id=repo, folder_path=staged, revision=revision, commit_message=message, create_pr=create_pr
@@ -189,6 +189,14 @@ def link_or_copy(source: str, target: str) -> None:
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
     write_text(path, json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_card(folder: Path, *, name: str) -> None:
+    """The card of the model in `folder`, with the pictures that it shows."""
+    text = card(folder, name=name)
+    for picture in pictures(text):
+        shutil.copyfile(picture, folder / picture.name)
+    write_text(folder / README, text)
 
 
 def write_text(path: Path, text: str) -> None:

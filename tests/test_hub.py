@@ -17,7 +17,7 @@ from hub_server import TOKEN, connected
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 
-from noria import ARCHITECTURES, hub
+from noria import ARCHITECTURES, NoriaRoFormerConfig, NoriaRoFormerModel, hub
 from noria.configuration.decoder import RECURRENT_LAYER_TYPE
 from noria.flat_code import flatten
 from noria.tokenization.characters import character_tokenizer
@@ -234,6 +234,14 @@ def huggingface_gpt2():
     from transformers import GPT2Config
 
     return GPT2Config(n_layer=1)
+
+
+def test_save_takes_the_pictures_of_the_card_along(tmp_path):
+    config = NoriaRoFormerConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, position_encoding="alibi")
+    folder = hub.save(NoriaRoFormerModel(config), tmp_path / "model")
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert shown
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in shown)
 
 
 def test_save_takes_the_tokenizer_along(tmp_path):

@@ -65,7 +65,11 @@ def test_a_returned_cache_goes_on(entry, tokens):
     whole = greedy(model, ids)
     first = model.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     again = model.generate(
-        first.sequences, max_new_tokens=NEW - 5, do_sample=False, past_key_values=first.past_key_values
+        first.sequences,
+        attention_mask=torch.ones_like(first.sequences),  # else a token that is the padding's would count as such
+        max_new_tokens=NEW - 5,
+        do_sample=False,
+        past_key_values=first.past_key_values,
     )
     assert torch.equal(again, whole)
 
