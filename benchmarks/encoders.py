@@ -1,4 +1,6 @@
-"""Encoders of one shape, 4 layers of 768: RoFormer with softmax and with linear attention, against transformers' two.
+"""Encoders of one shape: RoFormer with softmax and with linear attention, against transformers' RoFormer and BERT.
+
+Four layers of 384 and of 768, the widths of the published small and base models, with heads of 64.
 
 Forward is the encoder without a head, on one row of real tokens; a training step is that of the masked language model,
 with its loss, backward and AdamW. BERT and our RoFormer run on torch's sdpa, transformers' RoFormer has no other
@@ -17,20 +19,20 @@ from noria import NoriaRoFormerConfig, NoriaRoFormerForMaskedLM
 LENGTHS = (128, 512, 2048)
 LONG = 4096
 VOCABULARY = 12000
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 768,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-}
+WIDTHS = (384, 768)
 OURS = ("noria", "noria, linear")
 
 
-def build(longest: int) -> dict[str, PreTrainedModel]:
+def sizes_of(width: int) -> dict[str, int]:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": width, "num_hidden_layers": 4}
+    return sizes | {"num_attention_heads": width // 64, "intermediate_size": 4 * width}
+
+
+def build(longest: int, width: int) -> dict[str, PreTrainedModel]:
     """The four models with random weights; the peers' tables are as long as the longest text."""
     torch.manual_seed(0)
-    peers = SIZES | {
+    sizes = sizes_of(width)
+    peers = sizes | {
         "max_position_embeddings": longest,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -38,8 +40,8 @@ def build(longest: int) -> dict[str, PreTrainedModel]:
     models = {
         "BERT": BertForMaskedLM._from_config(BertConfig(**peers), attn_implementation="sdpa"),
         "RoFormer": RoFormerForMaskedLM(RoFormerConfig(**peers)),
-        "noria": NoriaRoFormerForMaskedLM(NoriaRoFormerConfig(**SIZES)),
-        "noria, linear": NoriaRoFormerForMaskedLM(NoriaRoFormerConfig(**SIZES, attention="linear")),
+        "noria": NoriaRoFormerForMaskedLM(NoriaRoFormerConfig(**sizes)),
+        "noria, linear": NoriaRoFormerForMaskedLM(NoriaRoFormerConfig(**sizes, attention="linear")),
     }
     return {name: model.eval() for name, model in models.items()}
 
@@ -91,12 +93,14 @@ def measure(what: str, models: dict[str, PreTrainedModel], lengths: tuple[int, .
 
 def main() -> None:
     arguments = start("encoders", __doc__)
-    lengths, seconds = (LENGTHS[:1], 1.0) if arguments.quick else ((*LENGTHS, LONG), 20.0)
-    models = build(max(lengths))
-    parts = ["Forward:", measure("forward", models, lengths, seconds)]
-    for model in models.values():
-        model.train()
-    parts += ["Training step:", measure("training", models, lengths[: len(LENGTHS)], seconds)]
+    lengths, seconds = (LENGTHS[:1], 1.0) if arguments.quick else ((*LENGTHS, LONG), 12.0)
+    parts = []
+    for width in WIDTHS:
+        models = build(max(lengths), width)
+        parts += [f"Forward, {width} wide:", measure("forward", models, lengths, seconds)]
+        for model in models.values():
+            model.train()
+        parts += [f"Training step, {width} wide:", measure("training", models, lengths[: len(LENGTHS)], seconds)]
     publish("encoders", arguments, "\n\n".join(parts))
 
 
