@@ -50,17 +50,21 @@ def convert(
     """
     family, folder = find_format(format), Path(target)
     check_target(folder)
-    family.split(config or {})
+    upstream, fields = family.split(config or {})
     path = local(source)
     with unpacked(path, beside=folder) as place:
-        return convert_files(family, place if place != path else source, place, folder, config or {})
+        return convert_files(family, place if place != path else source, place, folder, upstream, fields)
 
 
 def convert_files(
-    family: Format, source: str | os.PathLike[str], path: Path, folder: Path, config: Mapping[str, Any]
+    family: Format,
+    source: str | os.PathLike[str],
+    path: Path,
+    folder: Path,
+    upstream: Mapping[str, Any],
+    fields: Mapping[str, Any],
 ) -> Path:
     """`convert`, from the files at `path`, which `source` names."""
-    upstream, fields = family.split(config)
     files = checkpoint_files(path, family.patterns)
     checkpoint = read_checkpoint(files, family.state_keys)
     checkpoint.name = source_name(source, files[0])
@@ -77,7 +81,7 @@ def convert_files(
     logger.info("writing %s: %s, %d tensors", folder, plan.model_class.__name__, len(applied.tensors))
     with atomic_folder(folder) as part:
         write_model(part, plan, applied, checkpoint)
-        record = make_record(family.name, plan, applied, checkpoint, config)
+        record = make_record(family.name, plan, applied, checkpoint, {**upstream, **fields})
         (part / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
     return folder
 

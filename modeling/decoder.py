@@ -16,7 +16,7 @@ from ..configuration.decoder import DecoderConfig
 from .backbone import Backbone, NoriaPreTrainedModel
 from .cache import NoriaCache
 from .language_model import LanguageModel
-from .layout import first_or_last_real, targets_in_layout
+from .layout import first_or_last_real, real_tokens, targets_in_layout
 from .row_linear import row_linears
 
 
@@ -157,10 +157,5 @@ class DecoderForSequenceClassification(NoriaPreTrainedModel):
 
     def last_real(self, x: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         """The hidden state (b d) of each row's last real token."""
-        if attention_mask is not None:
-            real = attention_mask[:, -x.shape[1] :].bool()
-        elif input_ids is not None and self.config.pad_token_id is not None:
-            real = input_ids != self.config.pad_token_id
-        else:
-            return x[:, -1]
+        real = real_tokens(x, input_ids, attention_mask, self.config.pad_token_id)
         return first_or_last_real(x, real, last=True)

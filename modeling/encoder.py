@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import (
@@ -20,7 +19,7 @@ from ..configuration.decoder import DecoderConfig
 from .activation import activation
 from .backbone import Backbone, NoriaPreTrainedModel
 from .language_model import LanguageModel
-from .layout import first_or_last_real
+from .layout import first_or_last_real, real_tokens
 
 
 class EncoderForMaskedLM(LanguageModel):
@@ -84,12 +83,7 @@ class EncoderHead(NoriaPreTrainedModel):
 
         Real tokens are known from attention_mask, else from `pad_token_id`, else all are.
         """
-        if attention_mask is not None and attention_mask.dim() == 2:
-            real = attention_mask.bool()
-        elif input_ids is not None and self.config.pad_token_id is not None:
-            real = input_ids != self.config.pad_token_id
-        else:
-            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        real = real_tokens(x, input_ids, attention_mask, self.config.pad_token_id)
         return first_or_last_real(x, real, last=self.model.causal)
 
 

@@ -187,8 +187,22 @@ def targets_in_layout(labels: Tensor, layout: Layout) -> Tensor:
     return targets.scatter(1, torch.where(keep, before, labels.shape[1]), labels)[:, :-1].contiguous()
 
 
-def first_or_last_real(x: Tensor, real: Tensor, last: bool) -> Tensor:
-    """x (b t d) at the first (or last) place (b d) where real (b t) holds; the row's first where none does."""
+def real_tokens(
+    x: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None, pad_token_id: int | None
+) -> Tensor | None:
+    """Which tokens of x (b t d) are real, (b t) bool: by a 2-D mask, else by the id of padding, else None."""
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return attention_mask[:, -x.shape[1] :].bool()
+    return None if input_ids is None or pad_token_id is None else input_ids != pad_token_id
+
+
+def first_or_last_real(x: Tensor, real: Tensor | None, last: bool) -> Tensor:
+    """x (b t d) at the first (or last) place (b d) where real (b t) holds; the row's first where none does.
+
+    real None: every token is real.
+    """
+    if real is None:
+        return x[:, -1 if last else 0]
     place = torch.arange(x.shape[1], device=x.device)
     chosen = torch.where(real, place, 0).amax(dim=1) if last else real.long().argmax(dim=1)
     return x[torch.arange(x.shape[0], device=x.device), chosen]

@@ -85,8 +85,15 @@ class NoriaLRUForCausalLM(DecoderForCausalLM, GenerationMixin):
 
 
 class NoriaLRUForSequenceClassification(PooledForSequenceClassification):
+    """Its head has a bias, as minimal-LRU's decoder."""
+
     config: NoriaLRUConfig
     model_class = NoriaLRUModel
+
+    def __init__(self, config: NoriaLRUConfig) -> None:
+        super().__init__(config)
+        self.score = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
 
 
 __all__ = ["NoriaLRUForCausalLM", "NoriaLRUForSequenceClassification", "NoriaLRUModel"]

@@ -1,37 +1,22 @@
 """Mamba-2: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060)."""
 
-import torch
-from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from ..configuration.mamba2 import NoriaMamba2Config
-from .backbone import Backbone
-from .block import MixerBlock
 from .decoder import DecoderForCausalLM, DecoderForSequenceClassification
 from .encoder import EncoderForMaskedLM, EncoderForTokenClassification
 from .mixers.mamba2 import DualSSM
-from .state import Context
-from .wide_norm import WIDE_NORMS
+from .selective import SelectiveBackbone, SelectiveBlock
 
 
-class Mamba2Block(MixerBlock):
+class Mamba2Block(SelectiveBlock):
     mixer_class = DualSSM
 
-    def make_norm(self, config: NoriaMamba2Config) -> nn.Module:
-        return WIDE_NORMS[config.norm](config.hidden_size, eps=config.norm_eps)
 
-
-class NoriaMamba2Model(Backbone):
+class NoriaMamba2Model(SelectiveBackbone):
     config: NoriaMamba2Config
     block_class = Mamba2Block
     _no_split_modules = ["Mamba2Block"]
-    _keep_in_fp32_modules_strict = ["mixer.A_log", "mixer.D", "mixer.dt_bias"]
-
-    def make_norm(self, config: NoriaMamba2Config) -> nn.Module:
-        return WIDE_NORMS[config.norm](config.hidden_size, eps=config.norm_eps)
-
-    def embed(self, x: Tensor, context: Context, **kwargs) -> Tensor:
-        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.config.residual_in_fp32 else x
 
 
 class NoriaMamba2ForCausalLM(DecoderForCausalLM, GenerationMixin):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin
@@ -182,8 +181,7 @@ class NoriaRoFormerModel(RoFormerPreTrainedModel, Backbone):
         decoded = None if self.mask_decoder is None else self.mask_decoder(x, context)
         pooled = None
         if self.pooler is not None:
-            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if context.mask is None else context.mask
-            pooled = self.pooler(first_or_last_real(x, real, last=False))
+            pooled = self.pooler(first_or_last_real(x, context.mask, last=False))
         return RoFormerOutput(last_hidden_state=x, pooler_output=pooled, past_key_values=cache, decoded=decoded)
 
 

@@ -6,8 +6,9 @@ from transformers import GenerationMixin
 from ..configuration.s4 import NoriaS4Config
 from .backbone import Backbone
 from .block import MixerBlock
-from .decoder import DecoderForCausalLM, DecoderForSequenceClassification
+from .decoder import DecoderForCausalLM
 from .mixers.s4 import S4
+from .pooled_classifier import PooledForSequenceClassification
 from .state import Context, State
 
 
@@ -44,22 +45,9 @@ class NoriaS4ForCausalLM(DecoderForCausalLM, GenerationMixin):
     model_class = NoriaS4Model
 
 
-class NoriaS4ForSequenceClassification(DecoderForSequenceClassification):
-    """A backbone and a linear head on the mean of each row's real tokens, or on the last, as `pooling` says."""
-
+class NoriaS4ForSequenceClassification(PooledForSequenceClassification):
     config: NoriaS4Config
     model_class = NoriaS4Model
-
-    def last_real(self, x: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        if self.config.pooling == "last":
-            return super().last_real(x, input_ids, attention_mask)
-        if attention_mask is not None:
-            real = attention_mask[:, -x.shape[1] :].to(x.dtype)
-        elif input_ids is not None and self.config.pad_token_id is not None:
-            real = (input_ids != self.config.pad_token_id).to(x.dtype)
-        else:
-            return x.mean(1)
-        return (x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
 
 
 __all__ = ["NoriaS4ForCausalLM", "NoriaS4ForSequenceClassification", "NoriaS4Model"]

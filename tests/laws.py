@@ -29,6 +29,14 @@ def same(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     assert error <= tolerance, f"relative error {error:.2e}"
 
 
+def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Finite and near in each tensor, relative to the largest entry of what is expected."""
+    for index, (x, y) in enumerate(zip(found, expected, strict=True)):
+        assert x.isfinite().all(), index
+        error = (x.double() - y.double()).abs().max().item()
+        assert error <= tolerance * max(1e-3, y.abs().max().item()), (index, error)
+
+
 def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     loss.backward()

@@ -6,6 +6,7 @@ from functools import cache, partial
 import pytest
 import torch
 import torch.nn.functional as F
+from laws import assert_near
 from torch import Tensor
 
 from noria.modeling.ops import delta_fast
@@ -51,13 +52,6 @@ def run(op: str, inputs: list[Tensor], form: str | None, segments: Tensor | None
     torch.manual_seed(1)
     weights = [torch.randn(x.shape, dtype=torch.float64).to(x.dtype) for x in (y, final)]
     return [y.detach(), final.detach(), *torch.autograd.grad([y, final], leaves, weights, materialize_grads=True)]
-
-
-def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for index, (x, y) in enumerate(zip(found, expected, strict=True)):
-        assert x.isfinite().all(), index
-        error = (x.double() - y.double()).abs().max().item()
-        assert error <= tolerance * max(1e-3, y.abs().max().item()), (index, error)
 
 
 @cache

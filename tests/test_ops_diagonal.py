@@ -404,7 +404,7 @@ def test_complex_constant_decay_exports_with_any_length():
 @pytest.mark.parametrize("module", [noria.modeling.ops.diagonal_scan, noria.modeling.ops.selective_blocks])
 def test_two_imports_coexist(module):
     """A copy under another name, as remote code is loaded, has its own operators; a second import harms neither."""
-    name = "copied_" + module.__name__.replace(".", "_")
+    name = f"{module.__package__}.copied_{module.__name__.rpartition('.')[2]}"
     spec = importlib.util.spec_from_file_location(name, Path(module.__file__))
     case = (
         diagonal_case("token", 40, torch.float32) if hasattr(module, "scan") else [*scan_case(40, torch.float32), None]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from laws import assert_near
 from torch import Tensor
 
 import noria.modeling.ops.matrix_fast as matrix_fast
@@ -46,13 +47,6 @@ def run(inputs: list[Tensor | None], form: str | None, segments: Tensor | None =
     weights = [torch.randn(x.shape, dtype=torch.float64).to(x.dtype) for x in (y, final)]
     given = [x for x in leaves if x is not None]
     return [y.detach(), final.detach(), *torch.autograd.grad([y, final], given, weights, materialize_grads=True)]
-
-
-def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for index, (x, y) in enumerate(zip(found, expected, strict=True)):
-        assert x.isfinite().all(), index
-        error = (x.double() - y.double()).abs().max().item()
-        assert error <= tolerance * max(1e-3, y.abs().max().item()), (index, error)
 
 
 @cache

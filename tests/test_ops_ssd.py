@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from laws import assert_near
 from torch import Tensor
 
 from noria.modeling.ops.matrix_recurrence import matrix_recurrence
@@ -47,13 +48,6 @@ def run(inputs: list[Tensor], compute, **options) -> list[Tensor]:
     torch.manual_seed(1)
     weights = [torch.randn(x.shape, dtype=torch.float64).to(x.dtype) for x in (y, final)]
     return [y.detach(), final.detach(), *torch.autograd.grad([y, final], leaves, weights)]
-
-
-def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for index, (x, y) in enumerate(zip(found, expected, strict=True)):
-        assert x.isfinite().all(), index
-        error = (x.double() - y.double()).abs().max().item()
-        assert error <= tolerance * max(1e-3, y.abs().max().item()), (index, error)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])

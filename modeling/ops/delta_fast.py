@@ -4,7 +4,6 @@ For the backward u and the state before every 256th token are kept; the states b
 without solving. Under torch.compile the loop is one custom operator, named as in ``matrix_fast``.
 """
 
-from hashlib import sha1
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .delta_cell import DeltaCell, block_size
+from .dispatch import library_name
 from .matrix_blocks import Reader, Writer, block_count, empty_like_mixers, row_groups
 
 KEPT = 256
@@ -133,7 +133,7 @@ class _Fast(torch.autograd.Function):
         return (*(x if need else None for x, need in zip(found, ctx.needs_input_grad, strict=False)), None)
 
 
-_NAMESPACE = "noria_" + sha1(__name__.encode()).hexdigest()[:12]
+_NAMESPACE = library_name(__name__)
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor a, Tensor b, Tensor decay, Tensor state, Tensor? segments"
 
 _forward_op = torch.library.custom_op(

@@ -7,12 +7,13 @@ With ``G_t`` the gradient that reaches ``h_t`` by all ways, and ``*`` the comple
 so that the backward pass is the same recurrence run from the end, and needs only ``a`` and the output ``h``.
 """
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .dispatch import library_name
 
 BLOCK = 256
 # A row of few bytes costs more to call for than to multiply: such rows are scanned in chunks of STEPS tokens, as many
@@ -21,7 +22,7 @@ SHORT_ROW = 2**14
 WIDE_ROW = 2**16
 STEPS = 16
 
-_LIBRARY = "noria_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
+_LIBRARY = library_name(__name__)
 
 
 def fast(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

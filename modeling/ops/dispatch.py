@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from importlib import import_module
 
 import torch
@@ -66,6 +67,14 @@ def is_tracing_graph() -> bool:
     """Return whether a portable graph is recorded (torch.export, ONNX, TorchScript): no place for own operators."""
     exporting = getattr(torch.compiler, "is_exporting", None)
     return bool(exporting and exporting()) or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def library_name(module: str) -> str:
+    """Where the operators of ``module`` (its ``__name__``) are registered.
+
+    Each copy of this code has a place of its own: an operator stays bound to the file that registered it.
+    """
+    return "noria_" + sha256(module.encode()).hexdigest()[:16]
 
 
 def optional_kernel(module: str, name: str, device: torch.device) -> Callable | None:

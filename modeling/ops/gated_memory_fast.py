@@ -1,16 +1,16 @@
 """The fast form of the gated memory cell as an operator: a compiled graph keeps it whole."""
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import library_name
 from .gated_memory_blocks import backward, forward
 from .hippo import HippoMemory
 
-_LIBRARY = "noria_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
+_LIBRARY = library_name(__name__)
 
 
 def fast(

@@ -7,13 +7,13 @@ module's, so that copies under other names (remote code beside an installed pack
 
 from collections.abc import Callable
 from functools import partial
-from hashlib import sha1
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import library_name
 from .matrix_blocks import CHUNK, Reader, Writer, block_count, block_size, empty_like_mixers, row_groups
 from .matrix_channel_cell import ChannelCell
 from .matrix_constant_cell import ConstantCell, foldable
@@ -167,7 +167,7 @@ class _Fast(torch.autograd.Function):
         return tuple(x if need else None for x, need in zip((g.q, g.k, g.v, g.decay, g.state), needed, strict=True))
 
 
-_NAMESPACE = "noria_" + sha1(__name__.encode()).hexdigest()[:12]
+_NAMESPACE = library_name(__name__)
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? state"
 
 _forward_op = torch.library.custom_op(

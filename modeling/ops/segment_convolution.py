@@ -4,14 +4,15 @@ Sequences are grouped by their length rounded up to a power of two, so that time
 however they are cut. The groups depend on the data: torch.compile keeps the whole as one operator.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_LIBRARY = "noria_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
+from .dispatch import library_name
+
+_LIBRARY = library_name(__name__)
 
 
 def segment_convolution(u: Tensor, kernel: Tensor, segments: Tensor) -> Tensor:

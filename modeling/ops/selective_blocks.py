@@ -10,18 +10,19 @@ and with ``G_t = C_t dL/dy_t + a_(t+1) G_(t+1)``, ``a_t = exp(delta_t A)``, coll
 The blocks run in inference mode, where autograd's part of every call is left out: a twentieth of the time or more.
 """
 
-import hashlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import library_name
+
 # exp2 is vectorised by torch itself on every processor, exp is left to libraries and can be four times slower.
 LOG2_E = 1.4426950408889634
 BUFFER_NUMBERS = 2**19
 
-_LIBRARY = "noria_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
+_LIBRARY = library_name(__name__)
 
 
 def fast(

@@ -5,13 +5,13 @@ seven between are computed again. Under torch.compile the loop is one custom ope
 module's, so that copies under other names (remote code beside an installed package) register operators of their own.
 """
 
-from hashlib import sha1
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import library_name
 from .matrix_blocks import CHUNK, Scratch, block_count
 from .ssd_cell import SSDCell
 
@@ -158,7 +158,7 @@ class _Fast(torch.autograd.Function):
         return tuple(part if need else None for part, need in zip(found, ctx.needs_input_grad, strict=True))
 
 
-_NAMESPACE = "noria_" + sha1(__name__.encode()).hexdigest()[:12]
+_NAMESPACE = library_name(__name__)
 _INPUTS = "Tensor x, Tensor delta, Tensor decay, Tensor B, Tensor C, Tensor? state"
 
 _forward_op = torch.library.custom_op(

@@ -11,18 +11,18 @@ first. With a_t = (dL/dy_t) / m_t and G_t = dL/dX_t = p_(t+1) (a, -a y)_(t+1) + 
     dL/dv_t = o_t G_t[num] + q_t a_t        dL/dk_t = o_t (G_t[num] v_t + G_t[den]) + q_t a_t (v_t - y_t)
 """
 
-import hashlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import library_name
 from .wkv_factors import LOG2_E, Factors, block_factors
 
 BUFFER_NUMBERS = 2**17
 
-_LIBRARY = "noria_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
+_LIBRARY = library_name(__name__)
 
 
 def fast(

@@ -75,9 +75,14 @@ class PositionEncoding(nn.Module):
         return self.biased or self.reads or type(self).scale is not PositionEncoding.scale
 
 
-def distances(context: Context) -> Tensor:
-    """Position of the query minus position of the key, (b t s) or (1 t s) int64, computed once for all layers."""
+def known_keys(context: Context) -> Tensor:
+    """Positions (b s) or (1 s) of all keys. Raises ValueError where the context has none."""
     if context.key_positions is None:
         raise ValueError("this position encoding needs the positions of the keys: `context.key_positions` is None.")
-    keys = context.key_positions
+    return context.key_positions
+
+
+def distances(context: Context) -> Tensor:
+    """Position of the query minus position of the key, (b t s) or (1 t s) int64, computed once for all layers."""
+    keys = known_keys(context)
     return context.once("distances", lambda: context.positions[:, :, None] - keys[:, None, :])

@@ -6,13 +6,13 @@ and picks the rows, and makes them once more for its gradient. It cannot be part
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..ops.dispatch import library_name
 from ..state import Context
 from .base import PositionEncoding
 from .learned import real_positions
@@ -20,7 +20,7 @@ from .learned import real_positions
 Step = Callable[[Sequence[Tensor], Tensor, int], Tensor]
 
 # A flat copy of this code may live in the same process: each has operators of its own.
-_LIBRARY = "noria_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
+_LIBRARY = library_name(__name__)
 
 
 def chain(step: Step, weights: Sequence[Tensor], length: int, known: Tensor | None = None) -> Tensor:

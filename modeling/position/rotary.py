@@ -81,13 +81,6 @@ def split_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., ::2], x[..., 1::2]
 
 
-def known_keys(context: Context) -> Tensor:
-    """Positions (b s) or (1 s) of all keys. Raises ValueError where the context has none."""
-    if context.key_positions is None:
-        raise ValueError("this position encoding needs the positions of the keys: `context.key_positions` is None.")
-    return context.key_positions
-
-
 class Rotary(PositionEncoding):
     """theta_i = base^(-2i/d), or base^(-i/(d/2-1)) with `endpoint`, as torchscale's RetNet has it.
 

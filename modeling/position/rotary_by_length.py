@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..state import Context
-from .base import PositionEncoding, distances
-from .rotary import Angles, Rotary, known_keys, make_angles
+from .base import PositionEncoding, distances, known_keys
+from .rotary import Angles, Rotary, make_angles
 
 CHUNK = 2**22  # numbers held at a time by `bias`
 

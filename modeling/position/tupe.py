@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..state import Context
-from .base import PositionEncoding
+from .base import PositionEncoding, known_keys
+from .learned import real_positions
 from .stored import Stored
 from .t5 import T5Bias
 
@@ -22,7 +23,7 @@ TERMS = 2
 
 def check_positions(context: Context, length: int) -> None:
     """ValueError for a real token beyond a table of `length` rows; not known while tracing."""
-    positions = context.positions if context.mask is None else context.positions * context.mask
+    positions = real_positions(context)
     if torch.compiler.is_compiling() or not positions.numel():
         return
     if (last := int(positions.max())) >= length:
@@ -56,9 +57,9 @@ class Tupe(PositionEncoding):
     def share(self, x: Tensor, context: Context) -> Any:
         check_positions(context, self.length)
         relative = self.relative.share(x, context)
-        keys = context.key_positions
+        keys = known_keys(context)
         asked = self.mapped(context.positions, self.position_query)
-        met = self.mapped(keys, self.position_key)  # pyright: ignore
+        met = self.mapped(keys, self.position_key)
         scores = asked @ met.transpose(2, 3) * self.scaling + relative
         row, column = self.theta()[:, None, :, None, None].unbind(0)
         scores = torch.where((keys == 0)[:, None, None, :], column, scores)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..state import Context
-from .rotary import Rotary, known_keys, wide_dtype
+from .base import known_keys
+from .rotary import Rotary, wide_dtype
 
 
 class XPos(Rotary):
