@@ -11,6 +11,7 @@ State: s (b h n 2) in float32 and, where `kernel_length` > 0, C (b h 2n), solved
 kernel, O(n) for a token, by the Woodbury identity.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,10 +20,16 @@ from torch import Tensor, nn
 from ..ops.cauchy import cauchy, nodes
 from ..ops.dense_system import absorb, apply_power, respond
 from ..ops.dispatch import is_tracing_graph
+from ..ops.recording import is_recording
 from ..state import State
 from .s4_init import clipped, hippo_parts
 from .s4_poles import PoleKernel
 from .step_size import fill
+
+# Of a float64 number's 16 digits half are given to the damping, half stay to the response.
+ALIAS = 1e-8
+# Complex numbers that the steps of the generating function have at hand at a time: two megabytes.
+CACHED = 2**17
 
 
 class LowRankSystem(NamedTuple):
@@ -106,30 +113,47 @@ class LowRankKernel(PoleKernel):
         outputs = self.solved_outputs(system)
         matrix = self.matrix(system).transpose(-1, -2)
         count = torch.full((1, 1), length, device=outputs.device)
-        outputs = outputs - apply_power(matrix, outputs[:, :, None], count, length)[:, :, 0]
-        real, imag = outputs.chunk(2, dim=-1)
-        return torch.complex(real, -imag) / 2
+        return of_pairs(outputs - apply_power(matrix, outputs[:, :, None], count, length)[:, :, 0])
 
     def impulse(self, system: LowRankSystem, length: int) -> Tensor:
-        if not is_tracing_graph() and 0 < length <= self.length:
-            whole, outputs = self.length, system.outputs
-        else:
-            # A program for any length needs to know that the number of nodes is even.
-            whole = 2 * length if is_tracing_graph() else length
-            outputs = self.truncated_outputs(system, whole)
-        return torch.fft.irfft(self.generating(system, outputs, whole), whole)[..., :length].to(self.dtype)
+        """K (directions h length), without powers of A where C~ is stored or single precision is asked for.
 
-    def generating(self, system: LowRankSystem, outputs: Tensor, length: int) -> Tensor:
-        """K at the roots of unity, (directions h length//2+1), from C~ (directions h n)."""
+        On the circle |w|^length = ALIAS what follows `length` arrives ALIAS times smaller, and no C~ is needed.
+        """
+        whole, damping = length, 0.0
+        if is_tracing_graph():
+            whole = 2 * length  # a program for any length needs to know that the number of nodes is even
+            outputs = self.truncated_outputs(system, whole)
+        elif length <= self.length:
+            whole, outputs = self.length, system.outputs
+        elif self.dtype == torch.float64:
+            outputs = self.truncated_outputs(system, whole)
+        else:
+            outputs, damping = of_pairs(self.solved_outputs(system)), -math.log(ALIAS) / length
+        found = torch.fft.irfft(self.spectrum(system, outputs, whole, damping), whole)[..., :length]
+        if damping:
+            found = found * torch.arange(length, device=found.device).mul(damping).exp()
+        return found.to(self.dtype)
+
+    def spectrum(self, system: LowRankSystem, outputs: Tensor, length: int, damping: float) -> Tensor:
+        """`generating`, some channels at a time, so that what lies between its steps stays in the cache."""
+        sums = (self.rank + 1) * (self.rank + len(outputs)) * (length // 2 + 1)
+        if is_recording() or self.width * sums <= CACHED:
+            return self.generating(system, outputs, length, damping)
+        parts = zip(*(x.split(max(1, CACHED // sums), dim=-2) for x in (*system, outputs)), strict=True)
+        return torch.cat([self.generating(LowRankSystem(*x), c, length, damping) for *x, c in parts], dim=1)
+
+    def generating(self, system: LowRankSystem, outputs: Tensor, length: int, damping: float) -> Tensor:
+        """K at `length` points |w| = exp(-damping), (directions h length//2+1), from C~ (directions h n)."""
         half = system.dt / 2
         left, right = torch.cat([outputs, system.low.conj()]), torch.cat([system.inputs[None], system.low])
         pairs = (left[:, None] * right).flatten(0, 1)
-        c, s = nodes(length, pairs.device)
+        c, s = nodes(length, pairs.device, damping)
         sums = cauchy(pairs * half, half * system.poles, c, s).unflatten(0, (len(left), len(right)))
         for _ in range(self.rank):  # Woodbury, one column of P after the other
             row, column = sums[-1:], sums[:, -1:] / (1 + c * sums[-1, -1])
             sums = sums[:-1, :-1] - c * column[:-1] * row[:, :-1]
-        return sums[:, 0] * torch.complex(c, s)
+        return sums[:, 0] * (c + 1j * s)
 
     # many tokens with a state, and one token
 
@@ -191,3 +215,9 @@ def parted(x: Tensor) -> Tensor:
 def readout(outputs: Tensor) -> Tensor:
     """The real row c (... 2n) of 2 Re(C s) = c (re s, im s)."""
     return 2 * torch.cat([outputs.real, -outputs.imag], dim=-1)
+
+
+def of_pairs(row: Tensor) -> Tensor:
+    """The inverse of `readout`: C (... n) complex."""
+    real, imag = row.chunk(2, dim=-1)
+    return torch.complex(real, -imag) / 2
