@@ -16,6 +16,7 @@ from .configuration.retnet import NoriaRetNetConfig
 from .configuration.roformer import NoriaRoFormerConfig
 from .configuration.rwkv import NoriaRWKVConfig
 from .configuration.s4 import NoriaS4Config
+from .configuration.vqgan import NoriaVQGANConfig
 from .modeling.cache import NoriaCache
 from .modeling.hippo import NoriaHiPPOForCausalLM, NoriaHiPPOForSequenceClassification, NoriaHiPPOModel
 from .modeling.linear_transformer import (
@@ -51,6 +52,7 @@ from .modeling.roformer import (
 )
 from .modeling.rwkv import NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification, NoriaRWKVModel
 from .modeling.s4 import NoriaS4ForCausalLM, NoriaS4ForSequenceClassification, NoriaS4Model
+from .modeling.vqgan import NoriaVQGANModel
 from .registry import ARCHITECTURES, register
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
 from .tokenization.rwkv_world import NoriaRWKVTokenizer
@@ -96,6 +98,7 @@ register(
 )
 register(NoriaRWKVConfig, NoriaRWKVModel, NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification)
 register(NoriaS4Config, NoriaS4Model, NoriaS4ForCausalLM, NoriaS4ForSequenceClassification)
+register(NoriaVQGANConfig, NoriaVQGANModel)
 
 __all__ = [
     "ARCHITECTURES",
@@ -147,6 +150,8 @@ __all__ = [
     "NoriaS4ForCausalLM",
     "NoriaS4ForSequenceClassification",
     "NoriaS4Model",
+    "NoriaVQGANConfig",
+    "NoriaVQGANModel",
     "convert",
     "export",
     "param_groups",

@@ -30,6 +30,7 @@ AUTO_CLASSES = {
     "ForTokenClassification": AutoModelForTokenClassification,
     "ForQuestionAnswering": AutoModelForQuestionAnswering,
     "ForMultipleChoice": AutoModelForMultipleChoice,
+    "ForImageGeneration": AutoModel,
 }
 
 

@@ -105,10 +105,10 @@ def test_model_code_imports_what_flat_hub_files_can_have(path):
     [
         path
         for path in PACKAGE
-        if path.relative_to(ROOT).parts[:2] in {("modeling", x) for x in ("mixers", "ops", "position")}
+        if path.relative_to(ROOT).parts[:2] in {("modeling", x) for x in ("image", "mixers", "ops", "position")}
     ]
 )
-def test_mixers_ops_and_positions_know_no_transformers(path):
+def test_parts_of_models_know_no_transformers(path):
     assert absolute_imports(path) <= STANDARD_LIBRARY | {"torch"} | KERNELS
 
 

@@ -1,0 +1,8 @@
+"""The quantizers that a configuration names."""
+
+from .ema import MeanQuantizer
+from .gumbel import GumbelQuantizer
+from .quantizer import Quantizer
+from .vq import VectorQuantizer
+
+QUANTIZERS: dict[str, type[Quantizer]] = {"vq": VectorQuantizer, "ema": MeanQuantizer, "gumbel": GumbelQuantizer}

@@ -1,0 +1,28 @@
+"""The block that VQGAN's encoder and decoder are made of: two normed convolutions beside a shortcut."""
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ...configuration.vqgan import NoriaVQGANConfig
+
+
+def make_norm(width: int, config: NoriaVQGANConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_num_groups, width, eps=config.norm_eps)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))))))) for x (b c h w); a 1x1 convolution of x where c changes."""
+
+    def __init__(self, width_in: int, width_out: int, config: NoriaVQGANConfig) -> None:
+        super().__init__()
+        self.norm1 = make_norm(width_in, config)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.norm2 = make_norm(width_out, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.nin_shortcut = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(silu(self.norm1(x)))
+        y = self.conv2(self.dropout(silu(self.norm2(y))))
+        return self.nin_shortcut(x) + y
