@@ -11,25 +11,17 @@ ATTENTIONS = ("full", "linear", "none")
 QUANTIZERS = ("vq", "ema", "gumbel", "fsq")
 TASKS = ("image", "segmentation")
 PUBLISHED_GROUPS = 32
-LARGEST_LEVEL = 8
+LEAST_LEVEL, LARGEST_LEVEL = 3, 8
 
 
 def derive_levels(size: int) -> list[int]:
-    """Factors of `size`, of at most `LARGEST_LEVEL` each where its primes allow, the largest first."""
-    primes, rest, divisor = [], size, 2
-    while divisor * divisor <= rest:
-        while rest % divisor == 0:
-            primes.append(divisor)
-            rest //= divisor
-        divisor += 1
-    levels: list[int] = []
-    for prime in sorted([*primes, rest], reverse=True):
-        fitting = [i for i, level in enumerate(levels) if level * prime <= LARGEST_LEVEL]
-        if fitting:
-            levels[fitting[0]] *= prime
-        elif prime > 1 or not levels:
-            levels.append(prime)
-    return sorted(levels, reverse=True)
+    """Factors of `size`, from 3 to 8 each where its divisors allow, the largest first; `size` itself where not."""
+    for level in range(min(size // LEAST_LEVEL, LARGEST_LEVEL), LEAST_LEVEL - 1, -1):
+        if size % level == 0 and size > LARGEST_LEVEL:
+            rest = derive_levels(size // level)
+            if min(rest) >= LEAST_LEVEL:
+                return sorted([level, *rest], reverse=True)
+    return [size]
 
 
 @strict
@@ -187,10 +179,10 @@ class NoriaVQGANConfig(PreTrainedConfig):
             return
         if self.quantizer != "fsq":
             raise ValueError(f'`fsq_levels` belong to the quantizer "fsq", not to {self.quantizer!r}.')
-        if min(self.fsq_levels, default=0) < 1 or prod(self.fsq_levels) != self.vocab_size:
+        if min(self.fsq_levels, default=0) < LEAST_LEVEL or prod(self.fsq_levels) != self.vocab_size:
             raise ValueError(
-                f"`fsq_levels` ({list(self.fsq_levels)}) must be positive, and their product `vocab_size` "
-                f"({self.vocab_size}): it is {prod(self.fsq_levels)}."
+                f"`fsq_levels` ({list(self.fsq_levels)}) must be {LEAST_LEVEL} at least, and their product "
+                f"`vocab_size` ({self.vocab_size}): it is {prod(self.fsq_levels)}."
             )
 
     def validate_used_codes(self) -> None:

@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from ...configuration.vqgan import NoriaVQGANConfig
+from ..ops.nearest_code import nearest_codes
 from .dead_codes import DeadCodes
 from .quantizer import Quantizer, count_codes, straight_through
-
-
-def nearest_codes(vectors: Tensor, codebook: Tensor, block: int = 256) -> Tensor:
-    """vectors (n d), codebook (v d) -> the nearest row of the codebook for each vector, (n)."""
-    half = codebook.square().sum(1) / 2
-    return torch.cat([torch.addmm(half, part, codebook.T, alpha=-1).argmin(1) for part in vectors.split(block)])
 
 
 class VectorQuantizer(Quantizer):
