@@ -58,7 +58,7 @@ def table(first_one: Tensor, factors: list[Tensor], narrow: torch.dtype) -> Tens
 
 
 def tables(weights: Tensor, log_z: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(z^*)^j for j < T, (h T n), and weights z^(iT) for i < length/T, (... h count n), complex and as exact as `dtype`.
+    """(z^*)^j for j < T, (h T n), and weights z^(iT) for i < length/T, (... h count n), complex.
 
     One of the two is conjugate since Re(a b) is the dot product of the pairs a and b^*.
     """
