@@ -1,0 +1,72 @@
+"""Spectral norm: Miyato et al. 2018, Spectral Normalization for Generative Adversarial Networks (arXiv:1802.05957).
+
+W_SN = W / σ(W), σ the largest singular value of W as a matrix of one row for each output, followed by power iteration.
+A chain of layers rises by at most the product of their own greatest slopes, which `lipschitz_bound` multiplies.
+"""
+
+from collections.abc import Iterator
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# An embedding of labels is among them, since it does not see the sample.
+AT_MOST_ONE = (nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Embedding)
+
+
+def weighted_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The linear and convolutional layers of `module`."""
+    return (layer for layer in module.modules() if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)))
+
+
+def weight_matrix(layer: nn.Module) -> Tensor:
+    """The weight of such a layer with one row for each output; a transposed convolution stores it the other way."""
+    return (layer.weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else layer.weight).flatten(1)
+
+
+def apply_spectral_norm(module: nn.Module) -> nn.Module:
+    """Divides each linear and convolutional weight of `module` by its spectral norm, in place, and returns `module`.
+
+    A weight is then found under `parametrizations.weight.original`. Each training step takes one step of the power
+    iteration; in evaluation it stands still.
+    """
+    for layer in list(weighted_layers(module)):
+        if not is_parametrized(layer, "weight"):
+            spectral_norm(layer)
+    return module
+
+
+def slope_bound(layer: nn.Module) -> float:
+    """The most by which one layer stretches a difference. Raises ValueError for a layer that has no such bound.
+
+    Patches of a convolution overlap: each value is in at most ⌈kernel / stride⌉ of them along each side, which the
+    matrix's norm does not know of and the bound takes into account.
+    """
+    if isinstance(layer, nn.LeakyReLU):
+        return max(1.0, abs(layer.negative_slope))
+    if isinstance(layer, AT_MOST_ONE):
+        return 1.0
+    if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+        raise ValueError(f"no bound is known of how steep a {type(layer).__name__} is.")
+    overlap = 1
+    if isinstance(layer, CONVOLUTIONS):
+        for kernel, stride in zip(layer.kernel_size, layer.stride, strict=True):
+            overlap *= ceil(kernel / stride)
+    return torch.linalg.matrix_norm(weight_matrix(layer).detach(), ord=2).item() * overlap**0.5
+
+
+def lipschitz_bound(module: nn.Module) -> float:
+    """The product of the slopes of the layers of `module`, a chain: at least its Lipschitz constant in the 2-norm.
+
+    Raises ValueError where a layer, such as a norm, has no bound.
+    """
+    bound = 1.0
+    inside = {part for layer in weighted_layers(module) for part in layer.modules() if part is not layer}
+    for layer in module.modules():
+        if not list(layer.children()) or layer in set(weighted_layers(module)):
+            bound *= 1.0 if layer in inside else slope_bound(layer)
+    return bound
