@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,12 @@ class Checkpoint:
             raise ValueError(f"{self.companions[name]} holds {type(content).__name__}, not an object of settings")
         return content
 
-    def add_companions(self, folder: Path, names: Sequence[str]) -> None:
-        """Takes along those files of the folder."""
-        self.companions = {name: folder / name for name in names if (folder / name).is_file()}
+    def add_companions(self, file: Path, names: Sequence[str]) -> None:
+        """Takes along those files near `file`; of several with one name, the first."""
+        for name in names:
+            for path in sorted(file.parent.glob(name.format(stem=escape(file.stem)))):
+                if path.is_file():
+                    self.companions.setdefault(path.name, path)
         for name, path in self.companions.items():
             self.files.append({"name": name, "sha256": sha256(path), "container": "companion", "layout": None})
 

@@ -68,10 +68,10 @@ def convert_files(
     files = checkpoint_files(path, family.patterns)
     checkpoint = read_checkpoint(files, family.state_keys)
     checkpoint.name = source_name(source, files[0])
-    checkpoint.add_companions(files[0].parent, family.companions)
+    checkpoint.add_companions(files[0], family.companions)
     try:
         plan = family.plan(checkpoint, upstream, fields)
-        rules = family.rules(plan.config)
+        rules = family.rules(plan.config) if plan.rules is None else plan.rules
         applied = apply(rules, without_prefix(checkpoint.state, plan.prefix))
         check(rules, applied, expected_shapes(plan))
     except (ValueError, StrictDataclassError) as error:
@@ -126,6 +126,8 @@ def write_model(part: Path, plan: Plan, applied: Applied, checkpoint: Checkpoint
         generation.save_pretrained(part)
     if plan.write_tokenizer is not None:
         plan.write_tokenizer(part)
+    if plan.write_beside is not None:
+        plan.write_beside(part)
     if checkpoint.companions:
         (part / UPSTREAM).mkdir()
     for name, file in checkpoint.companions.items():

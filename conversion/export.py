@@ -94,17 +94,17 @@ def load(path: Path) -> dict[str, Tensor]:
 def write_file(
     part: Path, file: Mapping[str, Any], tensors: Mapping[str, Tensor], dropped: Collection[str] = ()
 ) -> None:
-    """One file of the upstream, in its own container. A bundle is written without its `dropped` tensors."""
+    """One file of the upstream, in its own container, without its `dropped` tensors."""
     path, layout = part / file["name"], file["layout"]
     if file["container"] == "json":
         path.write_text(json.dumps(layout, indent=2) + "\n", "utf-8")
     elif file["container"] == "safetensors":
-        write_safetensors(path, {name: tensors[name] for name in layout}, file["metadata"])
+        write_safetensors(path, {name: tensors[name] for name in layout if name not in dropped}, file["metadata"])
     elif file["container"] == "bundle":
         shards = [[name for name in names if name not in dropped] for names in layout["shards"]]
         write_bundle(path, tensors, shards, layout["version"])
     elif file["container"] == "msgpack":
         write_msgpack(path, layout, tensors)
     elif file["container"] != "bundle data":
-        content = decode(layout, dict(tensors))
+        content = decode(layout, dict(tensors), dropped)
         torch.save(content, path, _use_new_zipfile_serialization=file["container"] == "zip")

@@ -20,7 +20,8 @@ class Plan:
     """The model that a checkpoint becomes. `prefix` stands before all its tensor names and before no rule's.
 
     `generation` are fields of the generation config of a model that writes; `write_tokenizer` writes the tokenizer
-    into the target, where the source has one.
+    into the target, where the source has one, `write_beside` what else belongs there. `rules` are other rules than the
+    format has for the configuration, where the caller may choose between tensors; the format's undo them too.
     """
 
     config: PreTrainedConfig
@@ -29,6 +30,8 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     write_tokenizer: Callable[[Path], Any] | None = None
+    write_beside: Callable[[Path], Any] | None = None
+    rules: Sequence[Rule] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Format:
     the table for that configuration, for both directions. `arguments` are those of the upstream's constructor, and
     `config_classes` the configurations that a plan may have. `state_keys` are the keys under which a file may keep its
     state dict, `patterns` the names of its files in a folder, the likeliest first, `companions` those of the files
-    beside them that describe the model.
+    near them that describe the model (they may be patterns, lead to other folders, and name the file's `{stem}`).
     """
 
     name: str

@@ -9,6 +9,7 @@ JSON's own values stand for themselves; a JSON object always has one key that sa
 import argparse
 import base64
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -119,8 +120,12 @@ class Encoder:
         return leaf
 
 
-def decode(layout: Any, tensors: dict[str, Tensor]) -> Any:
-    """The structure that `Encoder` saw, with `tensors` in place; refused objects are left out of mappings."""
+def decode(layout: Any, tensors: dict[str, Any], dropped: Collection[str] = ()) -> Any:
+    """The structure that `Encoder` saw, with `tensors` in place; refused objects and the tensors that were `dropped`
+    are left out of mappings.
+    """
+    if dropped:
+        tensors = dict.fromkeys(dropped, OMITTED) | tensors
     if isinstance(layout, list):
         return [None if item is OMITTED else item for item in (decode(entry, tensors) for entry in layout)]
     if not isinstance(layout, dict):
@@ -133,7 +138,7 @@ def decode(layout: Any, tensors: dict[str, Tensor]) -> Any:
     return decode_leaf(kind, layout[kind], tensors)
 
 
-def decode_mapping(kind: str, layout: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+def decode_mapping(kind: str, layout: dict[str, Any], tensors: dict[str, Any]) -> Any:
     items = {key: decode(item, tensors) for key, item in layout[kind].items()}
     items = {key: item for key, item in items.items() if item is not OMITTED}
     if kind == "namespace":
@@ -147,7 +152,7 @@ def decode_mapping(kind: str, layout: dict[str, Any], tensors: dict[str, Tensor]
     return ordered
 
 
-def decode_leaf(kind: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+def decode_leaf(kind: str, value: Any, tensors: dict[str, Any]) -> Any:
     if kind == "refused":
         return OMITTED
     if kind == "dropped":
@@ -168,8 +173,11 @@ def decode_leaf(kind: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     return {"tuple": tuple, "set": set, "size": torch.Size}[kind](items)
 
 
-def decode_tensor(layout: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    tensor = tensors[layout.get("shares", layout["tensor"])]
+def decode_tensor(layout: dict[str, Any], tensors: dict[str, Any]) -> Any:
+    tensor, shared = tensors[layout["tensor"]], tensors[layout.get("shares", layout["tensor"])]
+    if tensor is OMITTED:
+        return OMITTED
+    tensor = tensor if shared is OMITTED else shared
     if layout.get("array"):
         return tensor.numpy()
     return torch.nn.Parameter(tensor, layout["parameter"]) if "parameter" in layout else tensor

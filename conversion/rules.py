@@ -20,10 +20,11 @@ def identity(tensor: Tensor) -> Tensor:
 class Rule:
     """One line of a table: the tensors `source` of the upstream become the tensors `target` of ours.
 
-    `{}` stands for a number (of a layer), the same on both sides. `transform` takes as many tensors as there are
-    sources and returns one, or a tuple where there are several targets; `inverse` undoes it bit by bit. Without a
-    target the tensor is kept beside the model, for export only, and `reason` says why; `copy_of` names the one that
-    it repeats, and that it stands for where a file holds only the copy.
+    `{}` stands for a number (of a layer), the same on both sides, and `*` in a source for anything. `transform` takes
+    as many tensors as there are sources and returns one, or a tuple where there are several targets; `inverse` undoes
+    it bit by bit. With a `reason`, always given where there is no target, the tensor is kept beside the model as well,
+    and export writes that one; `copy_of` names the one that it repeats, and that it stands for where a file holds only
+    the copy.
     """
 
     source: str | tuple[str, ...]
@@ -50,6 +51,8 @@ class Rule:
         if self.transform is identity:
             return tuple(tensors)
         made = as_tuple(self.transform(*tensors))
+        if self.reason:
+            return made
         back = self.backward(made)
         if len(back) != len(tensors) or not all(map(same_bytes, back, tensors)):
             raise ValueError(f"the rule for {self.sources[0]} cannot be undone exactly")
@@ -73,7 +76,7 @@ def as_tuple(made: Any) -> tuple[Tensor, ...]:
 
 
 def pattern(name: str) -> re.Pattern[str]:
-    return re.compile(r"(\d+)".join(re.escape(part) for part in name.split("{}")))
+    return re.compile(r"(\d+)".join(re.escape(part).replace(r"\*", "(.*)") for part in name.split("{}")))
 
 
 def enumerate_names(names: Iterable[str], most: int = 6) -> str:
@@ -130,7 +133,7 @@ def use(
     targets = [target.format(*numbers) for target in rule.targets]
     if targets:
         applied.tensors |= zip(targets, rule.forward([tensors[name] for name in sources]), strict=True)
-    else:
+    if rule.reason or not targets:
         applied.kept |= dict.fromkeys(sources, rule.reason)
     applied.record.append({"rule": rule.sources[0], "source": list(sources), "target": targets})
 
@@ -146,14 +149,16 @@ def undo(
         raise ValueError(f"the model lacks {enumerate_names(missing)}")
     made: dict[str, Tensor] = {}
     for entry in record:
-        if entry["target"]:
+        if entry["target"] and not table[entry["rule"]].reason:
             back = table[entry["rule"]].backward([tensors[name] for name in entry["target"]])
             made |= zip(entry["source"], back, strict=True)
     for entry in record:
         rule = table[entry["rule"]]
         if rule.copy_of:
             numbers = rule.source_patterns[0].fullmatch(entry["source"][0])
-            made[entry["source"][0]] = made[rule.copy_of.format(*(numbers.groups() if numbers else ()))]
+            original = rule.copy_of.format(*(numbers.groups() if numbers else ()))
+            if original in made:
+                made[entry["source"][0]] = made[original]
     return made
 
 
