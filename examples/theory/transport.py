@@ -1,7 +1,7 @@
 """Optimal transport between two weighted sets of points, as linear programs that SciPy's HiGHS solves.
 
-Sources: Vincent Herrmann, "Wasserstein GAN and the Kantorovich-Rubinstein Duality"; Su Jianlin, kexue.fm/archives/6280;
-the programs' certificates are Farkas' lemma; `sinkhorn` is arXiv:1306.0895 and its rounding arXiv:1705.09634.
+Sources: Vincent Herrmann, "Wasserstein GAN and the Kantorovich-Rubinstein Duality", and Su Jianlin,
+kexue.fm/archives/6280; the certificates are Farkas' lemma; `sinkhorn` is arXiv:1306.0895, its rounding 1705.09634.
 
 Everywhere `cost` is (n, m), `p` (n) and `q` (m) are weights that sum to 1, and
 
@@ -10,17 +10,10 @@ Everywhere `cost` is (n, m), `p` (n) and `q` (m) are weights that sum to 1, and
     one f:   max p.f - q.f        f[i] - f[j] <= cost[i, j], which wants both sets to have the same points
 """
 
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
-
-try:
-    from scipy import sparse
-    from scipy.optimize import linprog
-    from scipy.sparse.csgraph import shortest_path
-    from scipy.special import logsumexp
-except ImportError as error:
-    raise ImportError("exact transport wants SciPy: pip install 'noria[theory]'") from error
 
 Array = np.ndarray
 
@@ -42,9 +35,23 @@ class Sinkhorn(NamedTuple):
     iterations: int
 
 
-def solve(objective: Array, **program) -> Array:
+def scipy() -> ModuleType:
+    """SciPy, whose parts come with their first use. Raises ImportError naming the extra that brings it."""
+    try:
+        import scipy
+    except ImportError as error:
+        raise ImportError("exact transport wants SciPy: pip install 'noria[theory]'") from error
+    return scipy
+
+
+def linear_program(objective: Array, **constraints: Any) -> Any:
+    """What HiGHS says of min <objective, x> under SciPy's constraints."""
+    return scipy().optimize.linprog(objective, method="highs", **constraints)
+
+
+def solve(objective: Array, **constraints: Any) -> Array:
     """The minimiser of a linear program that must have one."""
-    found = linprog(objective, method="highs", **program)
+    found = linear_program(objective, **constraints)
     if found.status:
         raise ValueError(f"the linear program has no solution: {found.message}")
     return found.x
@@ -58,8 +65,9 @@ def check(cost: Array, p: Array, q: Array) -> None:
         raise ValueError(f"weights must be at least 0 and have one sum, got sums of {p.sum():g} and {q.sum():g}")
 
 
-def marginals(n: int, m: int) -> sparse.csr_array:
-    """A of `A x = [p; q]`, (n + m, n m): sums over the rows and the columns of a plan whose rows lie end to end."""
+def marginals(n: int, m: int) -> Any:
+    """A of `A x = [p; q]`, (n + m, n m) sparse: sums over rows and columns of a plan whose rows lie end to end."""
+    sparse = scipy().sparse
     rows = sparse.kron(sparse.eye_array(n), np.ones((1, m)))
     columns = sparse.kron(np.ones((1, n)), sparse.eye_array(m))
     return sparse.csr_array(sparse.vstack([rows, columns]))
@@ -94,7 +102,7 @@ def one_function(cost: Array, p: Array, q: Array) -> Dual:
     kept = first != second
     edge = np.arange(kept.sum())
     signs = (np.concatenate([np.ones(len(edge)), -np.ones(len(edge))]), np.concatenate([edge, edge]))
-    differences = sparse.csr_array((signs[0], (signs[1], np.concatenate([first[kept], second[kept]]))))
+    differences = scipy().sparse.csr_array((signs[0], (signs[1], np.concatenate([first[kept], second[kept]]))))
     # A constant may be added to f; the first value is held so that the solution is one point.
     bounds = [(0, 0)] + [(None, None)] * (n - 1)
     f = solve(q - p, A_ub=differences, b_ub=cost.ravel()[kept], bounds=bounds)
@@ -115,13 +123,13 @@ def is_metric(cost: Array) -> bool:
 
 
 def closure(cost: Array) -> Array:
-    """The cheapest way from point to point by way of others: the greatest cost below this one with the triangle's law."""
-    return shortest_path(cost, directed=True)
+    """The cheapest way from point to point by way of others: the greatest cost below this of the triangle's law."""
+    return scipy().sparse.csgraph.shortest_path(cost, directed=True)
 
 
 def farkas(a: Array, b: Array) -> tuple[Array | None, Array | None]:
     """(x, None) with a x = b and x >= 0, or (None, y) with a' y <= 0 and b.y > 0: exactly one of them exists."""
-    found = linprog(np.zeros(a.shape[1]), A_eq=a, b_eq=b, method="highs")
+    found = linear_program(np.zeros(a.shape[1]), A_eq=a, b_eq=b)
     if found.status == 0:
         return found.x, None
     y = solve(-b, A_ub=a.T, b_ub=np.zeros(a.shape[1]), bounds=(-1, 1))
@@ -136,7 +144,7 @@ def dual_from_farkas(cost: Array, p: Array, q: Array, value: float, slack: float
     The system {A x = [p; q], cost.x = value - slack} has no x >= 0, hence y and a with A' y <= a cost and
     [p; q].y > a (value - slack); a > 0 since A x = [p; q] alone has solutions; so y / a is feasible and worth more.
     """
-    a = sparse.csr_array(sparse.vstack([marginals(*cost.shape), -cost.reshape(1, -1)]))
+    a = scipy().sparse.vstack([marginals(*cost.shape), -cost.reshape(1, -1)], format="csr")
     _, witness = farkas(a, np.concatenate([p, q, [slack - value]]))
     if witness is None:
         raise ValueError(f"a plan of cost {value - slack:g} exists, so {value:g} is not the cheapest")
@@ -160,8 +168,10 @@ def sinkhorn(cost: Array, p: Array, q: Array, entropy: float, most: int = 20_000
     check(cost, p, q)
     if entropy <= 0 or min(p.min(), q.min()) <= 0:
         raise ValueError(f"entropy and weights must be greater than 0, got {entropy:g} and {min(p.min(), q.min()):g}")
-    log_p, log_q, f = np.log(p), np.log(q), np.zeros(len(p))
-    for count in range(1, most + 1):
+    logsumexp = scipy().special.logsumexp
+    log_p, log_q, f, count = np.log(p), np.log(q), np.zeros(len(p)), 0
+    while count < most:
+        count += 1
         g = entropy * (log_q - logsumexp((f[:, None] - cost) / entropy, axis=0))
         row = logsumexp((g[None] - cost) / entropy, axis=1)
         if np.abs(np.exp(f / entropy + row) - p).sum() < tolerance:
