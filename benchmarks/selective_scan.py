@@ -147,7 +147,8 @@ def mamba() -> NoriaMambaForCausalLM:
 
 
 def whole_models(lengths: tuple[int, ...], seconds: float) -> str:
-    models = {"Mamba": mamba(), "Llama": llama(WHOLE)}
+    ours = mamba()
+    models = {"Mamba": ours, "Llama": llama(WHOLE, ours.num_parameters())}
     optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-4) for name, model in models.items()}
     rows = []
     for length in lengths:

@@ -49,8 +49,14 @@ def even(size: float) -> int:
     return 8 * round(size / 8)
 
 
-def llama(shape: Shape) -> PreTrainedModel:
-    sizes = shape.sizes() | {"intermediate_size": even(shape.width * 8 / 3)}
+def llama(shape: Shape, parameters: int | None = None) -> PreTrainedModel:
+    """A Llama of this shape, its feed-forward layers 8/3 of the width, or as wide as fits a number of parameters."""
+    inner = shape.width * 8 / 3
+    if parameters is not None:
+        with torch.device("meta"):
+            missing = parameters - llama(shape).num_parameters()
+        inner += missing / (3 * shape.width * shape.layers)
+    sizes = shape.sizes() | {"intermediate_size": even(inner)}
     config = LlamaConfig(**shape.common(), **sizes, max_position_embeddings=131072, pad_token_id=None)
     return LlamaForCausalLM(config)
 

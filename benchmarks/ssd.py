@@ -96,8 +96,8 @@ def recurrence(arguments, lengths: Sequence[int], seconds: float) -> str:
 def pair() -> dict[str, PreTrainedModel]:
     torch.manual_seed(0)
     fields = WIDE.common() | {"hidden_size": WIDE.width, "num_hidden_layers": WIDE.layers}
-    models = {"Llama": llama(WIDE._replace(layers=WIDE.layers // 2))}
-    return models | {"Mamba-2": NoriaMamba2ForCausalLM(NoriaMamba2Config(**fields)).eval()}
+    ours = NoriaMamba2ForCausalLM(NoriaMamba2Config(**fields)).eval()
+    return {"Llama": llama(WIDE._replace(layers=WIDE.layers // 2), ours.num_parameters()), "Mamba-2": ours}
 
 
 def whole_models(lengths: Sequence[int], seconds: float) -> str:
