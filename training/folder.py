@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ def read_record(output: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{output / RECORD} is damaged ({error}); remove {output} or choose another --output"
         ) from None
+
+
+def write_record(folder: Path, settings: dict[str, Any], finished: bool, history: dict[str, Any]) -> None:
+    """Notes what a later run must know to go on, or to tell that the folder is its own to overwrite."""
+    try:
+        installed = version("noria")
+    except PackageNotFoundError:
+        installed = "not installed"
+    record = {"noria": installed, "settings": settings, "finished": finished, "history": history}
+    (folder / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def require_replaceable(output: Path, architecture: str) -> None:

@@ -1,9 +1,7 @@
 """One quickstart run: what it works with, how it trains, and what it writes into its folder."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from ..tokenization.characters import character_tokenizer
 from .architecture import causal_config
 from .budget import Budget
 from .corpus import Blocks, encode, held_out_loss, prompt, unigram_baseline
-from .folder import RECORD
+from .folder import write_record
 from .progress import ProgressBar
 from .report import History, draw
 from .settings import Settings
@@ -78,13 +76,7 @@ class Run:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.history.save(folder / "history.json")
-        record = {
-            "noria": installed_version(),
-            "settings": asdict(self.settings),
-            "finished": self.finished,
-            "history": asdict(self.history),
-        }
-        (folder / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_record(folder, asdict(self.settings), self.finished, asdict(self.history))
         return draw(self.history, folder / "loss.png")
 
 
@@ -130,11 +122,3 @@ def training_arguments(settings: Settings, scratch: Path) -> TrainingArguments:
         dataloader_pin_memory=False,
         seed=settings.seed,
     )
-
-
-def installed_version() -> str:
-    """The version of the installed package, for the record of a run."""
-    try:
-        return version("noria")
-    except PackageNotFoundError:
-        return "not installed"

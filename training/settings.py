@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .budget import Budget
 from .folder import read_record, require_replaceable
@@ -48,18 +48,25 @@ class Settings:
             raise ValueError("--length must be at least 2: a row of one token has nothing to predict")
 
 
-def plan(output: Path, given: dict[str, Any], resume: bool) -> tuple[Settings, dict[str, Any] | None]:
+Kind = TypeVar("Kind")
+
+
+def plan(
+    output: Path, given: dict[str, Any], resume: bool, kind: type[Kind] = Settings
+) -> tuple[Kind, dict[str, Any] | None]:
     """The settings of this run, and what the run that it goes on from has noted.
 
-    Raises ValueError where `output` may not be written, where there is nothing to resume, and where `given` does not
-    fit the run to resume.
+    kind: a dataclass as Settings, with `architecture`, `seconds` and `steps` among its fields.
+
+    Raises ValueError where `output` may not be written, where there is nothing to resume, where another command
+    began the run, and where `given` does not fit it.
     """
     if Path.cwd().is_relative_to(output.resolve()):
         raise ValueError(
             f"--output {output} is the folder that you are in, or one around it; name a folder of its own"
         )
     if not resume:
-        settings = Settings(**given)
+        settings = kind(**given)
         require_replaceable(output, settings.architecture)
         return settings, None
     record = read_record(output)
@@ -67,7 +74,9 @@ def plan(output: Path, given: dict[str, Any], resume: bool) -> tuple[Settings, d
         raise ValueError(f"there is no run to resume in {output}; leave out --resume to start one")
     if record["finished"] or checkpoint_of(output) is None:
         raise ValueError(f"the run in {output} is finished; leave out --resume to start a new one")
-    stored = Settings(**record["settings"])
+    if unknown := record["settings"].keys() - kind.__dataclass_fields__.keys():
+        raise ValueError(f"the run in {output} was begun by another command: it has {', '.join(sorted(unknown))}")
+    stored = kind(**record["settings"])
     for name, value in given.items():
         if name not in ("seconds", "steps") and value != (begun := getattr(stored, name)):
             raise ValueError(f"--{name.replace('_', '-')} {value} does not fit the run in {output}, which has {begun}")
