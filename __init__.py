@@ -7,6 +7,7 @@ Importing this package registers every architecture with transformers' Auto clas
     model = AutoModelForCausalLM.from_pretrained("noria-quickstart")
 """
 
+from .configuration.gan import NoriaGANConfig
 from .configuration.hippo import NoriaHiPPOConfig
 from .configuration.linear_transformer import NoriaLinearTransformerConfig
 from .configuration.lru import NoriaLRUConfig
@@ -17,7 +18,9 @@ from .configuration.roformer import NoriaRoFormerConfig
 from .configuration.rwkv import NoriaRWKVConfig
 from .configuration.s4 import NoriaS4Config
 from .configuration.vqgan import NoriaVQGANConfig
+from .configuration.vqgan_prior import NoriaVQGANPriorConfig
 from .modeling.cache import NoriaCache
+from .modeling.gan import NoriaGANModel
 from .modeling.hippo import NoriaHiPPOForCausalLM, NoriaHiPPOForSequenceClassification, NoriaHiPPOModel
 from .modeling.linear_transformer import (
     NoriaLinearTransformerForCausalLM,
@@ -53,6 +56,7 @@ from .modeling.roformer import (
 from .modeling.rwkv import NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification, NoriaRWKVModel
 from .modeling.s4 import NoriaS4ForCausalLM, NoriaS4ForSequenceClassification, NoriaS4Model
 from .modeling.vqgan import NoriaVQGANModel
+from .modeling.vqgan_prior import NoriaVQGANPriorForImageGeneration
 from .registry import ARCHITECTURES, register
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
 from .tokenization.rwkv_world import NoriaRWKVTokenizer
@@ -60,6 +64,7 @@ from .training.param_groups import param_groups
 
 __version__ = "0.1.0"
 
+register(NoriaGANConfig, NoriaGANModel)
 register(NoriaHiPPOConfig, NoriaHiPPOModel, NoriaHiPPOForCausalLM, NoriaHiPPOForSequenceClassification)
 register(
     NoriaLinearTransformerConfig,
@@ -99,10 +104,13 @@ register(
 register(NoriaRWKVConfig, NoriaRWKVModel, NoriaRWKVForCausalLM, NoriaRWKVForSequenceClassification)
 register(NoriaS4Config, NoriaS4Model, NoriaS4ForCausalLM, NoriaS4ForSequenceClassification)
 register(NoriaVQGANConfig, NoriaVQGANModel)
+register(NoriaVQGANPriorConfig, NoriaVQGANPriorForImageGeneration)
 
 __all__ = [
     "ARCHITECTURES",
     "NoriaCache",
+    "NoriaGANConfig",
+    "NoriaGANModel",
     "NoriaHiPPOConfig",
     "NoriaHiPPOForCausalLM",
     "NoriaHiPPOForSequenceClassification",
@@ -152,6 +160,8 @@ __all__ = [
     "NoriaS4Model",
     "NoriaVQGANConfig",
     "NoriaVQGANModel",
+    "NoriaVQGANPriorConfig",
+    "NoriaVQGANPriorForImageGeneration",
     "convert",
     "export",
     "param_groups",

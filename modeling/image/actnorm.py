@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .processes import sum_over_processes
+
 
 class ActNorm(nn.Module):
     """x (b c h w) -> the same shape: each channel moved and scaled.
@@ -23,9 +25,9 @@ class ActNorm(nn.Module):
     def fit(self, x: Tensor) -> None:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         count = torch.full_like(self.loc, x.numel() / x.shape[1], dtype=x.dtype)
-        total = across_processes(torch.cat((count, x.sum((0, 2, 3), keepdim=True))))
+        total = sum_over_processes(torch.cat((count, x.sum((0, 2, 3), keepdim=True))))
         mean = total[1:] / total[:1]
-        squares = across_processes((x - mean).square().sum((0, 2, 3), keepdim=True))
+        squares = sum_over_processes((x - mean).square().sum((0, 2, 3), keepdim=True))
         self.loc.copy_(-mean)
         self.scale.copy_(1 / ((squares / (total[:1] - 1).clamp(min=1)).sqrt() + 1e-6))
         self.initialized.fill_(1)
@@ -34,10 +36,3 @@ class ActNorm(nn.Module):
         if self.training and not self.initialized:
             self.fit(x)
         return self.scale * (x + self.loc)
-
-
-def across_processes(x: Tensor) -> Tensor:
-    """The sum of x over all processes, where there are several."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(x)
-    return x

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+FIRST_ITERATIONS = 15
 # An embedding of labels is among them, since it does not see the sample.
 AT_MOST_ONE = (nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Embedding)
 
@@ -38,6 +39,28 @@ def apply_spectral_norm(module: nn.Module) -> nn.Module:
         if not is_parametrized(layer, "weight"):
             spectral_norm(layer)
     return module
+
+
+def own_weight(layer: nn.Module) -> nn.Parameter:
+    """The parameter that a weight is made of: the weight itself, or what spectral norm divides."""
+    return layer.parametrizations.weight.original if is_parametrized(layer, "weight") else layer.weight
+
+
+@torch.no_grad()
+def restart_power_iteration(layer: nn.Module) -> None:
+    """Finds the singular vectors of a weight that spectral norm divides, unless they were read from a file."""
+    for norm in layer.parametrizations.weight if is_parametrized(layer, "weight") else ():
+        vectors = norm.get_buffer("_u"), norm.get_buffer("_v")
+        if any(getattr(vector, "_is_hf_initialized", False) for vector in vectors):
+            continue
+        for vector in vectors:
+            nn.init.normal_(vector)
+            vector.div_(vector.norm())
+        training = norm.training
+        norm.train()
+        for _ in range(FIRST_ITERATIONS):
+            norm(own_weight(layer))
+        norm.train(training)
 
 
 def slope_bound(layer: nn.Module) -> float:
