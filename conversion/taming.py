@@ -1,0 +1,140 @@
+"""CompVis/taming-transformers and the VQ models of latent-diffusion  ->  NoriaVQGANModel, or the second stage over it.
+
+Read from Lightning's checkpoints, old ones with their callbacks and configurations in them too, and from bare state
+dicts; with the yaml of the run where it lies near (configs/*-project.yaml, model.yaml, config.yaml). Without one the
+tensors tell everything but the number of heads of a second stage and what its conditions are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..configuration.vqgan import NoriaVQGANConfig
+from ..configuration.vqgan_prior import NoriaVQGANPriorConfig
+from ..modeling.vqgan import NoriaVQGANModel
+from ..modeling.vqgan_prior import NoriaVQGANPriorForImageGeneration
+from .checkpoint import Checkpoint
+from .format import Format, Plan, common_prefix
+from .taming_discriminator import LOSS, discriminator_writer
+from .taming_prior import ARGUMENTS as PRIOR_ARGUMENTS
+from .taming_prior import GPT, prior_fields
+from .taming_rules import CONDITION, EMA, FIRST, FIRST_STAGE_OF_MEANS, rules
+from .taming_settings import Constructor, nested, stored_arguments
+from .taming_vqgan import ARGUMENTS as VQGAN_ARGUMENTS
+from .taming_vqgan import AUTOENCODER, vqgan_fields
+
+ANCHOR, PRIOR_ANCHOR = "encoder.conv_in.weight", "transformer.tok_emb.weight"
+# What the caller may choose: whether the losses' networks come along, and which of two sets of weights is the model's.
+CHOICES = {"loss": ("keep", "drop"), "weights": ("model", "ema")}
+
+
+def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[str, Any]) -> Plan:
+    given = dict(arguments)
+    chosen = {name: choose(name, given.pop(name, values[0])) for name, values in CHOICES.items()}
+    second = any(name.endswith(PRIOR_ANCHOR) for name in checkpoint.state)
+    prefix = common_prefix(checkpoint.state, PRIOR_ANCHOR if second else ANCHOR)
+    if prefix.endswith(FIRST):
+        raise ValueError(
+            f"it is no second stage of taming-transformers: there is a {FIRST[:-1]} but no {PRIOR_ANCHOR}; a model of "
+            "latent diffusion is not converted as a whole"
+        )
+    if chosen["loss"] == "drop":
+        parts = tuple(f"{prefix}{part}{LOSS}" for part in ("", FIRST, CONDITION))
+        for name in [name for name in checkpoint.state if name.startswith(parts)]:
+            checkpoint.drop(name, "loss=drop")
+    config_class = NoriaVQGANPriorConfig if second else NoriaVQGANConfig
+    own, fields = own_fields(given, fields, config_class)
+    stored = stored_arguments(checkpoint.companions, checkpoint.content)
+    make = second_stage if second else first_stage
+    made = make(checkpoint, prefix, own, stored, fields, chosen["weights"])
+    made.settings = {**made.settings, **{name: {"value": value, "from": "config"} for name, value in chosen.items()}}
+    return made
+
+
+def choose(name: str, value: Any) -> Any:
+    if value not in CHOICES[name]:
+        raise ValueError(f"{name} is {value!r}, not one of {', '.join(map(repr, CHOICES[name]))}")
+    return value
+
+
+def own_fields(
+    given: Mapping[str, Any], fields: Mapping[str, Any], config_class: type[PreTrainedConfig]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of the stage, and fields of its configuration: some names are one in this stage, one in the other."""
+    known = config_class().to_dict().keys()
+    arguments = (*PRIOR_ARGUMENTS, *GPT) if config_class is NoriaVQGANPriorConfig else (*VQGAN_ARGUMENTS, *AUTOENCODER)
+    others = {name: value for name, value in given.items() if name not in (*arguments, "model", "params")}
+    foreign = [name for name in (*others, *fields) if name not in known]
+    if foreign:
+        raise ValueError(f"config names {', '.join(map(repr, foreign))}, which this stage does not have")
+    return {name: value for name, value in given.items() if name not in others}, {**fields, **others}
+
+
+def first_stage(
+    checkpoint: Checkpoint,
+    prefix: str,
+    given: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    weights: str,
+) -> Plan:
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.state.items()}
+    settings = Constructor(nested(given, "ddconfig", AUTOENCODER), stored)
+    config = vqgan_fields(settings, tensors)
+    means = weights == "ema"
+    if means and not any(name.startswith(EMA) for name in tensors):
+        settings.wrong.append(f"weights is 'ema', but no tensor's name begins with {EMA}")
+    writer = discriminator_writer(tensors, settings.part("lossconfig"))
+    settings.finish()
+    return Plan(
+        NoriaVQGANConfig(**{**config, **fields}),
+        NoriaVQGANModel,
+        prefix,
+        settings.record,
+        write_beside=writer,
+        rules=FIRST_STAGE_OF_MEANS if means else None,
+    )
+
+
+def second_stage(
+    checkpoint: Checkpoint,
+    prefix: str,
+    given: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    weights: str,
+) -> Plan:
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.state.items()}
+    settings = Constructor(nested(given, "transformer_config", GPT), stored)
+    config = prior_fields(settings, tensors)
+    if weights == "ema":
+        settings.wrong.append("weights is 'ema', but only a first stage has running means")
+    settings.finish()
+    noria = NoriaVQGANPriorConfig(**{**config, **fields})
+    return Plan(noria, NoriaVQGANPriorForImageGeneration, prefix, settings.record)
+
+
+TAMING = Format(
+    name="taming",
+    upstream="taming-transformers",
+    arguments=dict.fromkeys(
+        (*VQGAN_ARGUMENTS, *AUTOENCODER, *PRIOR_ARGUMENTS, *GPT, "model", "params", *CHOICES)
+    ).keys(),
+    config_classes=(NoriaVQGANConfig, NoriaVQGANPriorConfig),
+    plan=plan,
+    rules=rules,
+    state_keys=("state_dict", "model"),
+    patterns=(
+        *(f"{folder}{name}" for name in ("last.ckpt", "*.ckpt") for folder in ("", "checkpoints/", "ckpts/")),
+        "*.pt",
+        "*.pth",
+        "*.bin",
+        "*.safetensors",
+    ),
+    # Of several yaml files, which are laid one over the other, the most telling comes last.
+    companions=(
+        *(f"../configs/{name}" for name in ("config.yaml", "model.yaml", "*-project.yaml")),
+        *("config.yaml", "model.yaml", "*-project.yaml", "{stem}.yaml"),
+    ),
+)
