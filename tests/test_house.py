@@ -135,8 +135,9 @@ def test_imports_point_down(path):
 
 @of([path for path in PACKAGE if path.parent == ROOT / "configuration"])
 def test_configurations_import_only_their_bases(path):
-    targets = {target_of(path, node) for node in relative_imports(path)}
-    assert targets <= {f"configuration.{base}" for base in CONFIGURATION_BASES}
+    targets = {target_of(path, node).removeprefix("configuration.") for node in relative_imports(path)}
+    # A second stage has the first in its configuration, and is called after it.
+    assert {target for target in targets if not path.stem.startswith(f"{target}_")} <= CONFIGURATION_BASES
 
 
 def test_no_import_runs_in_a_circle():
