@@ -101,12 +101,17 @@ class NoriaVQGANConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs) -> None:
         self.validate_sizes()
         self.validate_choices()
+        self.validate_numbers()
+        self.validate_depth()
         if self.output_channels is None:
             self.output_channels = self.num_channels
         if self.norm_num_groups is None:
             self.norm_num_groups = max(n for n in range(1, PUBLISHED_GROUPS + 1) if self.hidden_size % n == 0)
         if self.quantizer == "fsq" and self.fsq_levels is None:
             self.fsq_levels = derive_levels(self.vocab_size)
+        self.validate_groups()
+        self.validate_quantizer()
+        self.validate_used_codes()
         for name in FAMILIAR_FIELDS:
             if name in kwargs:
                 logger.warning_once(f"VQGAN has no `{name}`: the value {kwargs.pop(name)!r} is ignored.")

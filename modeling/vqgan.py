@@ -61,7 +61,8 @@ class NoriaVQGANModel(CheckedFiles):
     # The output's loss is a mean over pixels already.
     accepts_loss_kwargs = False
     _no_split_modules = ["ResidualBlock", "AttentionBlock", "LinearBlock"]
-    _keep_in_fp32_modules_strict = ["quantizer"]
+    # Searched for in names, as a pattern: neither pre_quantizer and post_quantizer nor integers are meant.
+    _keep_in_fp32_modules_strict = [r"\bquantizer\.(?!used_codes|dead_codes)"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
 
@@ -77,7 +78,7 @@ class NoriaVQGANModel(CheckedFiles):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if std is None and isinstance(module, nn.Conv2d | nn.Linear):
+        if std is None and isinstance(module, nn.Conv2d | nn.Embedding | nn.Linear):
             module.reset_parameters()
         else:
             super()._init_weights(module)

@@ -20,6 +20,7 @@ from noria import (
     NoriaRoFormerConfig,
     NoriaRWKVConfig,
     NoriaS4Config,
+    NoriaVQGANConfig,
 )
 
 TINY = {
@@ -125,6 +126,32 @@ ENTRIES = [
     Entry("s4-dss", NoriaS4Config, {"kernel": "dss", "state_size": 8}, NO_ENCODER),
     Entry("s4-s5", NoriaS4Config, {"kernel": "s5"}, NO_ENCODER),
     Entry("s4-rtf", NoriaS4Config, {"kernel": "rtf", "state_size": 5}, NO_ENCODER),
+]
+
+# Models of images: the laws of sequences are not theirs, tests/test_vqgan.py has those that are.
+SMALL_IMAGES = {
+    "num_hidden_layers": 1,
+    "channel_multipliers": [1, 2],
+    "attention_resolutions": [8],
+    "image_size": 16,
+    "latent_channels": 12,
+    "code_size": 8,
+    "initializer_range": None,
+}
+IMAGES = [
+    Entry("vqgan", NoriaVQGANConfig, SMALL_IMAGES),
+    Entry("vqgan-ema", NoriaVQGANConfig, SMALL_IMAGES | {"quantizer": "ema", "revive_after": 2}),
+    Entry("vqgan-gumbel", NoriaVQGANConfig, SMALL_IMAGES | {"quantizer": "gumbel"}),
+    Entry("vqgan-fsq", NoriaVQGANConfig, SMALL_IMAGES | {"quantizer": "fsq", "vocab_size": 60}),
+    Entry("vqgan-factorized", NoriaVQGANConfig, SMALL_IMAGES | {"factorized_size": 4, "normalize_codes": True}),
+    Entry("vqgan-used-codes", NoriaVQGANConfig, SMALL_IMAGES | {"used_codes": [*range(40, 0, -2)], "unknown_code": 3}),
+    Entry("vqgan-no-attention", NoriaVQGANConfig, SMALL_IMAGES | {"attention": "none", "tanh_output": True}),
+    Entry(
+        "vqgan-linear-attention",
+        NoriaVQGANConfig,
+        SMALL_IMAGES | {"attention": "linear", "resample_with_conv": False, "double_latent": True},
+    ),
+    Entry("vqgan-segmentation", NoriaVQGANConfig, SMALL_IMAGES | {"task": "segmentation", "num_channels": 5}),
 ]
 
 CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]

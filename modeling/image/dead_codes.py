@@ -1,11 +1,9 @@
 """Codes that fall out of use come back as vectors of the batch: Dhariwal et al. 2020, Jukebox (arXiv:2005.00341)."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
-from .processes import from_first_process, sum_over_processes
+from .processes import from_first_process
 
 
 class DeadCodes(nn.Module):
@@ -21,18 +19,16 @@ class DeadCodes(nn.Module):
     def initialize(self, std: float | None) -> None:
         nn.init.zeros_(self.idle)
 
-    def revive(self, counts: Tensor, vectors: Tensor, codebooks: Iterable[Tensor]) -> Tensor:
-        """Replace the dead rows of each codebook (v d) by random rows of `vectors` (n d), by torch's generator.
+    def revive(self, counts: Tensor, vectors: Tensor, codebook: Tensor) -> Tensor:
+        """Replace the dead rows of `codebook` (v d) by random rows of `vectors` (n d), by torch's generator.
 
-        counts (v): how often each code was used in this step. Returns which codes were dead, (v) of bool.
+        counts (v): how often all processes used each code in this step. Returns which were dead, (v) of bool.
         """
-        used = sum_over_processes(counts.clone()) > 0
-        self.idle.add_(1).masked_fill_(used, 0)
+        self.idle.add_(1).masked_fill_(counts > 0, 0)
         dead = self.idle >= self.patience
         if dead.any():
             drawn = vectors[torch.randint(len(vectors), (len(counts),), device=vectors.device)]
             drawn = from_first_process(drawn.contiguous())
-            for codebook in codebooks:
-                codebook.copy_(torch.where(dead[:, None], drawn.to(codebook.dtype), codebook))
+            codebook.copy_(torch.where(dead[:, None], drawn.to(codebook.dtype), codebook))
             self.idle.masked_fill_(dead, 0)
         return dead

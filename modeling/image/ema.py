@@ -33,7 +33,6 @@ class MeanQuantizer(VectorQuantizer):
         self.register_buffer("embed_avg", torch.zeros_like(self.embedding.weight))
 
     def initialize(self, std: float | None) -> None:
-        super().initialize(std)
         nn.init.ones_(self.cluster_size)
         fill(self.embed_avg, self.embedding.weight)
 
@@ -48,7 +47,7 @@ class MeanQuantizer(VectorQuantizer):
         self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
         self.embed_avg.lerp_(sums.to(self.embed_avg.dtype), 1 - self.decay)
         if self.dead_codes is not None:
-            dead = self.dead_codes.revive(count_codes(codes, self.size), z.flatten(0, -2), (self.embed_avg,))
+            dead = self.dead_codes.revive(counts, z.flatten(0, -2), self.embed_avg)
             self.cluster_size.masked_fill_(dead, 1)
         total = self.cluster_size.sum()
         smooth = (self.cluster_size + SMOOTHING) / (total + self.size * SMOOTHING) * total

@@ -33,15 +33,20 @@ def make_rounding(levels: list[int]) -> nn.Module:
 class RoundingQuantizer(Quantizer):
     """A linear map into as many channels as there are levels, rounding, and a linear map back."""
 
+    sizes: Tensor
+
     def __init__(self, config: NoriaVQGANConfig) -> None:
         super().__init__(config)
         self.levels = list(config.fsq_levels or ())
         self.project_in = nn.Linear(config.code_size, len(self.levels))
         self.project_out = nn.Linear(len(self.levels), config.code_size)
         self.rounding = make_rounding(self.levels)
+        # Only modules that hold a tensor themselves are asked to initialise what a file did not bring.
+        self.register_buffer("sizes", torch.tensor(self.levels), persistent=False)
 
     def initialize(self, std: float | None) -> None:
-        # Its buffers are not saved: loading leaves them without values.
+        fill(self.sizes, torch.tensor(self.levels))
+        # The package saves no buffers, so loading leaves them without values.
         for name, values in make_rounding(self.levels).named_buffers():
             fill(self.rounding.get_buffer(name), values)
 

@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def check_pixels(pixels: Tensor, channels: int, factor: int) -> None:
-    """Raises ValueError unless `pixels` is (b c h w), with `channels`, finite, both sides multiples of `factor`."""
+    """Raises ValueError unless `pixels` is (b c h w), floating, with `channels`, finite, both sides multiples of `factor`."""
+    if not pixels.is_floating_point():
+        raise ValueError(f"images must be floating-point numbers from -1 to 1, not {pixels.dtype}.")
     if pixels.ndim != 4:
         raise ValueError(f"images must be of shape (b {channels} h w), not {tuple(pixels.shape)}.")
     if pixels.shape[1] != channels:

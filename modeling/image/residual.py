@@ -1,13 +1,21 @@
 """The block that VQGAN's encoder and decoder are made of: two normed convolutions beside a shortcut."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ...configuration.vqgan import NoriaVQGANConfig
 
 
-def make_norm(width: int, config: NoriaVQGANConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_num_groups, width, eps=config.norm_eps)
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's, which refuses a map of one place with as many groups as channels; there the result is the bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def make_norm(width: int, config: NoriaVQGANConfig) -> GroupNorm:
+    return GroupNorm(config.norm_num_groups, width, eps=config.norm_eps)
 
 
 class ResidualBlock(nn.Module):

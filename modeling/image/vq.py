@@ -13,7 +13,9 @@ from torch.nn.functional import mse_loss, normalize
 
 from ...configuration.vqgan import NoriaVQGANConfig
 from ..ops.nearest_code import nearest_codes
+from .codebook import Codebook
 from .dead_codes import DeadCodes
+from .processes import sum_over_processes
 from .quantizer import Quantizer, count_codes, straight_through
 
 
@@ -23,16 +25,12 @@ class VectorQuantizer(Quantizer):
     def __init__(self, config: NoriaVQGANConfig) -> None:
         super().__init__(config)
         width, narrow = config.code_size, config.factorized_size
-        self.embedding = nn.Embedding(config.vocab_size, narrow or width)
+        self.embedding = Codebook(config.vocab_size, narrow or width)
         self.project_in = nn.Linear(width, narrow) if narrow else nn.Identity()
         self.project_out = nn.Linear(narrow, width) if narrow else nn.Identity()
         self.normalizes = config.normalize_codes
         self.commitment_cost, self.legacy = config.commitment_cost, config.legacy_commitment
         self.dead_codes = DeadCodes(config.vocab_size, config.revive_after) if config.revive_after else None
-
-    def initialize(self, std: float | None) -> None:
-        bound = 1 / self.size
-        nn.init.uniform_(self.embedding.weight, -bound, bound)
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = self.compared(self.project_in(latents.movedim(1, -1).to(self.embedding.weight.dtype)).to(latents.dtype))
@@ -67,4 +65,5 @@ class VectorQuantizer(Quantizer):
     def learn(self, z: Tensor, codes: Tensor) -> None:
         """What a training step does to the codebook beside its gradient. z (b h w d), codes (b h w)."""
         if self.dead_codes is not None:
-            self.dead_codes.revive(count_codes(codes, self.size), z.flatten(0, -2), (self.embedding.weight,))
+            counts = sum_over_processes(count_codes(codes, self.size))
+            self.dead_codes.revive(counts, z.flatten(0, -2), self.embedding.weight)
