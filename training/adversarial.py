@@ -7,6 +7,7 @@ out all steps but each n-th one. Goodfellow et al. 2014 (arXiv:1406.2661), Arjov
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from .adversarial_checkpoint import load_adversary, save_adversary
 from .data_parallel import Replica, average_gradients, frozen, synchronise
@@ -36,24 +37,26 @@ class Alternation(TrainerCallback):
 
 
 class AdversarialTrainer(Trainer):
-    """`transformers.Trainer` of a `model` and its `critic`, which may be a part of the model.
+    """`transformers.Trainer` of a `model` and its `critic`, which may be a part of the model, or None.
 
     critic_learning_rate, critic_max_grad_norm: by default those of `args`, as everything else about the optimizers.
     critic_optimizers: the critic's (optimizer, scheduler), as `optimizers` has the generator's.
     n_critic: the critic's steps for each one of the generator. `args.max_steps` counts the critic's.
-    ema_decay: keeps a running mean of the generator's weights, which is what is evaluated and what `save_model` writes.
+    ema_decay: keeps a running mean of the generator's weights, which is evaluated and which `save_model` writes.
 
     A sub-class says what is lost:
     - `generator_losses(batch)` -> {"loss": the scalar to minimise, name: another scalar to log, ...};
     - `critic_losses(batch)` -> the same for the critic, whose terms are logged as `critic_name`; {} to let it rest;
-    - `after_critic_step()`: what follows the critic's step, such as clipping its weights.
-    Both are called under autocast where `args` ask for mixed precision, once for each batch of a step in turn, and
-    `critic_losses` after the generator has stepped. Only the network whose turn it is collects gradients.
+    - `after_critic_step()`: what follows the critic's step, such as clipping its weights;
+    - `after_step()`: what follows the step of both; `self.terms.of_step` has the step's terms.
+    The losses are called under autocast where `args` ask for mixed precision, once for each batch of a step in turn,
+    and `critic_losses` after the generator has stepped; both get the same mapping, so that the first may leave in it
+    what the second needs. Only the network whose turn it is collects gradients.
 
     Losses are means over a batch's rows; batches that are accumulated count by their rows, those of processes alike. A
-    term or gradient that is not finite ends the run by FloatingPointError before anything is changed or saved by it.
-    Checkpoints hold what it takes to go on as if nothing had happened. Rows that a dataset draws from the global random
-    generator are the exception: it has moved on when they are drawn again.
+    term or gradient that is not finite ends the run by FloatingPointError before what it has changed is saved.
+    Checkpoints hold what it takes to go on as if nothing had happened. Rows that a data set draws from the global
+    random generator are the exception: it has moved on when they are drawn again.
     """
 
     n_critic = 1
@@ -63,7 +66,7 @@ class AdversarialTrainer(Trainer):
         model: PreTrainedModel | None = None,
         args: TrainingArguments | None = None,
         *,
-        critic: nn.Module,
+        critic: nn.Module | None,
         critic_learning_rate: float | None = None,
         critic_max_grad_norm: float | None = None,
         critic_optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
@@ -77,6 +80,7 @@ class AdversarialTrainer(Trainer):
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay}.")
         super().__init__(model, args, **kwargs)
         self.refuse_unsupported()
+        critic = nn.Module() if critic is None else critic
         self.critic = critic.to(self.args.device)
         self.critic_is_part = {id(p) for p in critic.parameters()} <= {id(p) for p in self.model.parameters()}
         own = critic_learning_rate, critic_max_grad_norm
@@ -112,12 +116,19 @@ class AdversarialTrainer(Trainer):
     def after_critic_step(self) -> None:
         """Called when the critic has stepped, for what constrains its weights."""
 
+    def after_step(self) -> None:
+        """Called at the end of each step, with its number still in `self.state.global_step`."""
+
     def extra_state(self) -> dict[str, Any]:
         """What a sub-class wants in checkpoints, as JSON has it; called on all processes."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Takes what `extra_state` gave."""
+
+    @property
+    def critic_learns(self) -> bool:
+        return any(p.requires_grad for p in self.critic.parameters())
 
     @property
     def generator_parameters(self) -> list[nn.Parameter]:
@@ -132,9 +143,10 @@ class AdversarialTrainer(Trainer):
     def begin(self) -> None:
         """Everything that the critic needs for a run, from the checkpoint where there is one."""
         self.turn.clear()
-        self.critic_optimizer = self.accelerator.prepare(self.critic_optimizer or self.create_critic_optimizer())
-        if self.creates_critic_scheduler:
-            self.critic_scheduler = self.create_critic_scheduler(self.state.max_steps)
+        if self.critic_learns:
+            self.critic_optimizer = self.accelerator.prepare(self.critic_optimizer or self.create_critic_optimizer())
+            if self.creates_critic_scheduler:
+                self.critic_scheduler = self.create_critic_scheduler(self.state.max_steps)
         for module in (self.model, self.critic):
             synchronise(module, self.accelerator)
         if self.resumed_from is not None:
@@ -179,6 +191,8 @@ class AdversarialTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self.model.train()
         self.critic.train()
+        if not self.turn:
+            self.terms.of_step.clear()
         share, batch = rows_of(inputs) / self.rows, self._prepare_inputs(inputs)
         self.turn.append((batch, share))
         if not self.generator_moves:
@@ -198,8 +212,17 @@ class AdversarialTrainer(Trainer):
         self.terms.add({name: norm}, self.state.global_step + 1)
 
     def critic_step(self) -> None:
-        """The critic's turn, on the batches that the generator has just had."""
+        """The critic's turn, on the batches that the generator has just had, and the end of the step."""
         turn, self.turn = self.turn, []
+        if self.critic_learns:
+            self.move_critic(turn)
+            self.critic_rate = self.critic_scheduler.get_last_lr()[0]
+            self.critic_scheduler.step()
+        if self.average is not None and self.generator_moves:
+            self.average.update_parameters(self.model)
+        self.after_step()
+
+    def move_critic(self, turn: list[tuple[dict[str, Any], float]]) -> None:
         moves, parameters = False, list(self.critic.parameters())
         with frozen(self.generator_parameters):
             for batch, share in turn:
@@ -216,15 +239,21 @@ class AdversarialTrainer(Trainer):
             self.critic_optimizer.step()
             self.critic_optimizer.zero_grad()
             self.after_critic_step()
-        self.critic_rate = self.critic_scheduler.get_last_lr()[0]
-        self.critic_scheduler.step()
-        if self.average is not None and self.generator_moves:
-            self.average.update_parameters(self.model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.terms.pop(), "critic_learning_rate": self.critic_rate}
+            rate = {"critic_learning_rate": self.critic_rate} if self.critic_learns else {}
+            logs = {**logs, **self.terms.pop(), **rate}
         super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        try:
+            return super().train(*args, **kwargs)
+        except FloatingPointError as error:
+            folder = Path(self.args.output_dir)
+            last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+            kept = f"The last checkpoint before it is {last}." if last else "There is no checkpoint before it."
+            raise FloatingPointError(f"{error} {kept}") from None
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -24,8 +24,9 @@ def save_adversary(trainer: Any, folder: str) -> None:
         save_model(trainer.critic, str(path / CRITIC))
     if trainer.average is not None:
         save_model(trainer.average, str(path / AVERAGE))
-    torch.save(trainer.critic_optimizer.state_dict(), path / OPTIMIZER)
-    torch.save(trainer.critic_scheduler.state_dict(), path / SCHEDULER)
+    if trainer.critic_learns:
+        torch.save(trainer.critic_optimizer.state_dict(), path / OPTIMIZER)
+        torch.save(trainer.critic_scheduler.state_dict(), path / SCHEDULER)
     (path / EXTRA).write_text(json.dumps(extra) + "\n", encoding="utf-8")
 
 
@@ -35,7 +36,7 @@ def load_adversary(trainer: Any, folder: str) -> None:
     Raises FileNotFoundError where a part is missing: the checkpoint is another trainer's, or had other settings.
     """
     path = Path(folder)
-    wanted = [OPTIMIZER, SCHEDULER, EXTRA]
+    wanted = [EXTRA, *([OPTIMIZER, SCHEDULER] if trainer.critic_learns else [])]
     wanted += [] if trainer.critic_is_part else [CRITIC]
     wanted += [] if trainer.average is None else [AVERAGE]
     missing = [name for name in wanted if not (path / name).is_file()]
@@ -46,6 +47,7 @@ def load_adversary(trainer: Any, folder: str) -> None:
         load_model(trainer.critic, path / CRITIC, device=device)
     if trainer.average is not None:
         load_model(trainer.average, path / AVERAGE, device=device)
-    trainer.critic_optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
-    trainer.critic_scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
+    if trainer.critic_learns:
+        trainer.critic_optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+        trainer.critic_scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
     trainer.load_extra_state(json.loads((path / EXTRA).read_text(encoding="utf-8")))

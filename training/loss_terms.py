@@ -10,12 +10,16 @@ from torch import Tensor
 
 
 class LossTerms:
-    """Collects named scalars. A value that is not finite, on whatever process, stops all of them by FloatingPointError."""
+    """Collects named scalars; `of_step` has those of the step under way.
+
+    A value that is not finite, on whatever process, stops all processes by FloatingPointError.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.sums: dict[str, float] = defaultdict(float)
         self.weights: dict[str, float] = defaultdict(float)
+        self.of_step: dict[str, float] = defaultdict(float)
 
     def add(self, terms: Mapping[str, Tensor | float], step: int, share: float = 1.0, prefix: str = "") -> None:
         """terms: scalars of a part of step `step` that makes up `share` of it."""
@@ -27,6 +31,7 @@ class LossTerms:
                 raise FloatingPointError(f"in step {step}, `{prefix}{name}` is {value}; training stops.")
             self.sums[prefix + name] += value * share
             self.weights[prefix + name] += share
+            self.of_step[prefix + name] += value * share
 
     def pop(self) -> dict[str, float]:
         """The means of what has been collected, which is forgotten."""
