@@ -23,6 +23,7 @@ class Critic(nn.Module):
 
     def __init__(self, config: NoriaGANConfig) -> None:
         super().__init__()
+        self.sample_shape = config.sample_shape
         self.embed_labels = nn.Embedding(config.num_labels, self.label_size(config)) if config.num_labels else None
         self.main = self.make_layers(config)
         if config.spectral_norm:
@@ -32,7 +33,10 @@ class Critic(nn.Module):
         return config.label_size
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
-        """samples (b c h w) or (b d), labels (b) or None -> logits (b)."""
+        """samples (b c h w) or (b d), labels (b) or None -> logits (b). Raises ValueError for other shapes."""
+        if samples.shape[1:] != self.sample_shape:
+            sizes = " ".join(map(str, self.sample_shape))
+            raise ValueError(f"samples must be (b {sizes}) for this critic, not of shape {tuple(samples.shape)}.")
         return self.main(self.with_labels(samples, labels)).flatten()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Seed = int | Sequence[int] | None
+Seed = int | Sequence[int] | torch.Generator | None
 
 
 def draw(size: tuple[int, ...], distribution: str, generator: torch.Generator | None) -> Tensor:
@@ -17,14 +17,15 @@ def draw(size: tuple[int, ...], distribution: str, generator: torch.Generator | 
 def draw_latents(batch_size: int, width: int, distribution: str, seed: Seed = None) -> Tensor:
     """(batch_size width), float32, on the processor: "normal", or "uniform" in [-1, 1].
 
-    seed: one for the batch, or one for each row, which then depends on nothing else; None takes torch's own generator.
+    seed: one for the batch; one for each row, which then depends on nothing else; or a generator, by default torch's.
     Raises ValueError for a batch below 1 and for another number of seeds.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, not {batch_size}.")
-    if seed is None or isinstance(seed, int):
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return draw((batch_size, width), distribution, generator)
+    if isinstance(seed, int):
+        seed = torch.Generator().manual_seed(seed)
+    if seed is None or isinstance(seed, torch.Generator):
+        return draw((batch_size, width), distribution, seed)
     if len(seed) != batch_size:
         raise ValueError(f"{len(seed)} seeds do not fit {batch_size} samples: give one seed, or one for each of them.")
     return torch.cat([draw((1, width), distribution, torch.Generator().manual_seed(row)) for row in seed])
