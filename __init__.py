@@ -19,6 +19,7 @@ from .configuration.rwkv import NoriaRWKVConfig
 from .configuration.s4 import NoriaS4Config
 from .configuration.vqgan import NoriaVQGANConfig
 from .configuration.vqgan_prior import NoriaVQGANPriorConfig
+from .image_processing.vqgan import NoriaVQGANImageProcessor
 from .modeling.cache import NoriaCache
 from .modeling.gan import NoriaGANModel
 from .modeling.hippo import NoriaHiPPOForCausalLM, NoriaHiPPOForSequenceClassification, NoriaHiPPOModel
@@ -159,6 +160,7 @@ __all__ = [
     "NoriaS4ForSequenceClassification",
     "NoriaS4Model",
     "NoriaVQGANConfig",
+    "NoriaVQGANImageProcessor",
     "NoriaVQGANModel",
     "NoriaVQGANPriorConfig",
     "NoriaVQGANPriorForImageGeneration",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -18,7 +19,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import is_vision_available
 
+from .image_processing.vqgan import NoriaVQGANImageProcessor
 from .tokenization.roformer_words import NoriaRoFormerTokenizer
 from .tokenization.rwkv_world import NoriaRWKVTokenizer
 
@@ -48,6 +52,11 @@ TOKENIZERS: dict[str, type[PreTrainedTokenizerBase]] = {
     "noria_roformer": NoriaRoFormerTokenizer,
     "noria_rwkv": NoriaRWKVTokenizer,
 }
+# What AutoImageProcessor makes of a folder's preprocessor_config.json.
+IMAGE_PROCESSORS: dict[str, type[BaseImageProcessor]] = {
+    "noria_vqgan": NoriaVQGANImageProcessor,
+    "noria_vqgan_prior": NoriaVQGANImageProcessor,
+}
 
 
 def register(config_class: type[PreTrainedConfig], *model_classes: type[PreTrainedModel]) -> None:
@@ -59,4 +68,8 @@ def register(config_class: type[PreTrainedConfig], *model_classes: type[PreTrain
         AUTO_CLASSES[head].register(config_class, model_class, exist_ok=True)
     if config_class.model_type in TOKENIZERS:
         AutoTokenizer.register(config_class, tokenizer_class=TOKENIZERS[config_class.model_type], exist_ok=True)
+    # Without Pillow AutoImageProcessor is a placeholder that only raises.
+    if config_class.model_type in IMAGE_PROCESSORS and is_vision_available():
+        processors = {"pil": IMAGE_PROCESSORS[config_class.model_type]}
+        AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
     ARCHITECTURES[config_class.model_type] = Architecture(prefix.removeprefix("Noria"), config_class, models)
