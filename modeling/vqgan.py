@@ -14,6 +14,7 @@ from .image.decoder import Decoder
 from .image.encoder import Encoder
 from .image.inputs import check_codes, check_latents, check_pixels
 from .image.quantizers import QUANTIZERS
+from .image.tiling import decode_tiles, encode_tiles
 
 RECONSTRUCTION_LOSSES = {"image": l1_loss, "segmentation": binary_cross_entropy_with_logits}
 
@@ -100,7 +101,27 @@ class NoriaVQGANModel(CheckedFiles):
         Raises ValueError for another number of channels, sides that f does not divide, and values that are not finite.
         """
         check_pixels(pixel_values, self.config.num_channels, self.config.downsampling)
-        latents = self.pre_quantizer(self.encoder(pixel_values.to(self.dtype)))
+        return self.quantize(self.latents(pixel_values.to(self.dtype)))
+
+    @can_return_tuple
+    def encode_tiled(
+        self, pixel_values: Tensor, *, tile: int | None = None, overlap: int | None = None
+    ) -> NoriaVQGANEncoderOutput:
+        """`encode` in memory that does not grow with the image, tile by tile; near it, since norms see one tile each.
+
+        tile: the side of a tile in pixels, by default `config.image_size`. overlap: what neighbours share, a quarter
+        of it by default. Raises ValueError as `encode`, and for tiles that are not made of whole codes.
+        """
+        factor, size = self.config.downsampling, self.config.image_size
+        check_pixels(pixel_values, self.config.num_channels, factor)
+        return self.quantize(encode_tiles(self.latents, pixel_values.to(self.dtype), factor, size, tile, overlap))
+
+    def latents(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values (b c h w), of the model's dtype -> what is quantized, (b d h/f w/f)."""
+        return self.pre_quantizer(self.encoder(pixel_values))
+
+    def quantize(self, latents: Tensor) -> NoriaVQGANEncoderOutput:
+        """latents (b d h w) -> their codes, with what belongs to them."""
         output = self.quantizer(latents)
         return NoriaVQGANEncoderOutput(
             codes=output.codes,
@@ -113,7 +134,21 @@ class NoriaVQGANModel(CheckedFiles):
     def decode(self, quantized: Tensor) -> Tensor:
         """quantized (b d h w) -> pixels (b c fh fw), not clamped. Raises ValueError for another d than `code_size`."""
         check_latents(quantized, self.config.code_size)
-        return self.decoder(self.post_quantizer(quantized.to(self.dtype)))
+        return self.pixels(quantized.to(self.dtype))
+
+    def decode_tiled(self, quantized: Tensor, *, tile: int | None = None, overlap: int | None = None) -> Tensor:
+        """`decode` in memory that grows with the pixels only, tile by tile; near it, since norms see one tile each.
+
+        tile, overlap: in pixels, as in `encode_tiled`. Raises ValueError as `decode`, and for tiles that are not made
+        of whole codes.
+        """
+        check_latents(quantized, self.config.code_size)
+        factor, size = self.config.downsampling, self.config.image_size
+        return decode_tiles(self.pixels, quantized.to(self.dtype), factor, size, tile, overlap)
+
+    def pixels(self, quantized: Tensor) -> Tensor:
+        """quantized (b d h w), of the model's dtype -> pixels (b c fh fw)."""
+        return self.decoder(self.post_quantizer(quantized))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """codes (b h w), integers -> pixels (b c fh fw). Raises ValueError for codes that the model does not have."""
