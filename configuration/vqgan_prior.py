@@ -77,8 +77,8 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
         if self.condition not in CONDITIONS:
             raise ValueError(f"`condition` must be one of {', '.join(CONDITIONS)}, not {self.condition!r}.")
         given = {name: kwargs.pop(name) for name in PRIOR_FIELDS if kwargs.get(name) is not None}
-        if self.id2label is None and "num_labels" in kwargs:
-            self.num_labels = kwargs.pop("num_labels")
+        if self.id2label is None:
+            self.num_labels = kwargs.pop("num_labels", 2)
         self.make_stages()
         self.derive_sizes()
         self.validate_sizes()
@@ -123,9 +123,9 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
                 f"not {self.condition_length}."
             )
         if self.num_unmasked > self.condition_length:
-            raise ValueError(
-                f"`num_unmasked` ({self.num_unmasked}) must not pass the condition's {self.condition_length} tokens: "
-                "codes would see those that they are asked to predict."
+            logger.warning_once(
+                f"`num_unmasked` ({self.num_unmasked}) passes the condition's {self.condition_length} tokens: while "
+                "training, the first codes see those that they are asked to predict."
             )
 
     def derive_map_length(self) -> int:
@@ -145,11 +145,8 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
             prior = self.prior_config = self.build_prior({**(prior or {}), **given})
         # A map of codes ends when it is full: the prior's ids mean codes, none of them an end.
         prior.bos_token_id = prior.eos_token_id = prior.pad_token_id = None
-        if prior.vocab_size < self.num_ids:
-            raise ValueError(
-                f"the prior's `vocab_size` ({prior.vocab_size}) must hold {self.vocab_size} codes and the condition's "
-                f"ids: at least {self.num_ids}."
-            )
+        if prior.vocab_size < self.vocab_size:
+            raise ValueError(f"the prior's `vocab_size` ({prior.vocab_size}) must hold all {self.vocab_size} codes.")
         positions = getattr(prior, "max_position_embeddings", None)
         if positions is not None and positions < self.sequence_length:
             raise ValueError(
@@ -198,18 +195,16 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
 
     @property
     def num_condition_ids(self) -> int:
-        """Ids that conditions have, before `condition_offset`; none is known of "tokens", which are taken as given."""
+        """Ids that conditions have, before `condition_offset`; of "tokens", which are not known, as many as codes."""
         stage = self.condition_vqgan_config or self.vqgan_config
         codes = stage.num_codes if stage else self.vocab_size
-        # The number `coordinate_levels` itself is reached only at the coordinate 1, and published models leave it out.
-        kinds = {"none": self.sos_token + 1, "class": self.num_labels or 2, "coordinates": self.coordinate_levels}
-        return {**kinds, "codes": codes, "tokens": 0}[self.condition]
+        kinds = {"none": self.sos_token + 1, "class": self.num_labels, "coordinates": self.coordinate_levels + 1}
+        return {**kinds, "codes": codes, "tokens": self.vocab_size}[self.condition]
 
     @property
     def num_ids(self) -> int:
-        """The least vocabulary that the prior needs."""
-        coordinate_one = self.condition == "coordinates" and not isinstance(self.prior_config, PreTrainedConfig)
-        return max(self.vocab_size, self.condition_offset + self.num_condition_ids + coordinate_one)
+        """The vocabulary in which codes and conditions have room."""
+        return max(self.vocab_size, self.condition_offset + self.num_condition_ids)
 
     def validate_sizes(self) -> None:
         if len(self.grid_size) != 2 or min(self.grid_size) < 1:

@@ -16,10 +16,9 @@ from .image_condition import ImageCondition
 
 
 class CodeGeneration(ImageCondition):
-    """generate_codes and generate_images of a model with a `prior`, and a first stage `vqgan` or None."""
+    """generate_codes and generate_images of a model whose `prior` is a causal language model."""
 
     prior: Any
-    vqgan: Any
 
     @torch.no_grad()
     def generate_codes(
@@ -51,16 +50,28 @@ class CodeGeneration(ImageCondition):
         """
         size = as_size("size", size or self.config.grid_size)
         window = as_size("window", window or self.config.grid_size)
-        batch = self.count_images(condition, codes, batch_size)
-        ids = self.condition_tokens(condition, batch, size)
-        canvas, done = self.begin_map(codes, batch, size)
-        runs = self.plan(size, window, ids, done)
-        if generate_kwargs.get("num_return_sequences", 1) > 1:
+        ids = self.condition_tokens(condition, self.count_images(condition, codes, batch_size), size)
+        return self.write_map(size, window, ids, codes, self.arguments(generate_kwargs, len(ids), seed, codes_only))
+
+    def arguments(
+        self, given: dict[str, Any], batch: int, seed: int | Sequence[int] | None, codes_only: bool
+    ) -> dict[str, Any]:
+        """What generate() is called with for `batch` images, besides its prompt."""
+        if (given.get("num_return_sequences") or 1) > 1:
             raise ValueError("`num_return_sequences` is `batch_size` here: one condition serves them all.")
         seeds = None if seed is None else list_seeds(seed, batch)
         count = self.config.vocab_size if codes_only else None
-        arguments = sampling_arguments(dict(generate_kwargs), self.prior.generation_config, count, seeds)
-        for run in runs:
+        arguments = sampling_arguments(given, self.prior.generation_config, count, seeds)
+        if self.config.num_unmasked > self.config.condition_length:
+            arguments["use_cache"] = False  # codes of the unmasked prefix change with those that follow them
+        return arguments
+
+    def write_map(
+        self, size: tuple[int, int], window: tuple[int, int], ids: Tensor, codes: Tensor | None, arguments: dict
+    ) -> Tensor:
+        """A map (b h w) under the condition `ids`, which begins with `codes`."""
+        canvas, done = self.begin_map(codes, len(ids), size)
+        for run in self.plan(size, window, ids, done):
             self.write_run(run, window, ids, canvas, arguments)
         return canvas
 
@@ -139,7 +150,7 @@ class CodeGeneration(ImageCondition):
         writing, stays. The rest is as in `generate_codes`; `size` counts codes. Raises ValueError as it does, and for
         a model without first stage.
         """
-        if self.vqgan is None:
+        if self.first_stage is None:
             raise ValueError("this model has no first stage (`vqgan_config` is None): use `generate_codes`.")
         if pixel_values is not None:
             if not 0 <= keep <= 1:
@@ -150,7 +161,7 @@ class CodeGeneration(ImageCondition):
             kwargs["codes"] = tokens[:, : int(keep * tokens.shape[1])]
         codes = self.generate_codes(condition, size, batch_size, **kwargs)
         with torch.no_grad():
-            return self.vqgan.decode_codes(codes)
+            return self.first_stage.decode_codes(codes)
 
     def find_order(self, size: tuple[int, int]) -> Tensor:
         return token_order(self.config.token_order, *size, seed=self.config.order_seed, device=self.device)
@@ -166,11 +177,11 @@ class CodeGeneration(ImageCondition):
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
         """pixel_values (b c h w) in [-1, 1] -> codes (b h w) of the first stage. Raises ValueError without one."""
-        if self.vqgan is None:
+        if self.first_stage is None:
             raise ValueError(
                 "this model has no first stage (`vqgan_config` is None): give `codes` in place of pixels."
             )
-        return self.vqgan.encode(pixel_values.to(self.device)).codes
+        return self.first_stage.encode(pixel_values.to(self.device)).codes
 
 
 def as_size(name: str, size: Sequence[int] | int) -> tuple[int, int]:

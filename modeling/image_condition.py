@@ -18,8 +18,15 @@ logger = logging.get_logger(__name__)
 class ImageCondition(CheckedFiles):
     """What a model needs of its configuration is `condition` and the fields that go with that kind."""
 
-    vqgan: Any
-    condition_vqgan: Any
+    @property
+    def first_stage(self) -> Any:
+        """What makes codes of images, and images of codes; or None."""
+        raise AttributeError(f"{type(self).__name__} does not say what its first stage is.")
+
+    @property
+    def condition_stage(self) -> Any:
+        """What makes codes of conditions; or None."""
+        return self.first_stage
 
     @torch.no_grad()
     def condition_tokens(self, condition: Any, batch: int, size: tuple[int, int]) -> Tensor:
@@ -69,7 +76,7 @@ class ImageCondition(CheckedFiles):
 
     def read_map(self, condition: Tensor) -> Tensor:
         """Pixels (b c h w) of a map, or its codes -> codes (b h w)."""
-        stage = self.vqgan if self.condition_vqgan is None else self.condition_vqgan
+        stage = self.condition_stage
         if not condition.is_floating_point():
             return map_codes(condition, self.config.num_condition_ids)
         if stage is None:

@@ -56,17 +56,23 @@ class NoriaVQGANPriorForImageGeneration(CodeGeneration):
             unmask_prefix(self.prior, config.num_unmasked)
         stages = (config.vqgan_config, config.condition_vqgan_config)
         self.vqgan, self.condition_vqgan = (None if one is None else NoriaVQGANModel(one) for one in stages)
+        self.post_init()
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "NoriaVQGANPriorForImageGeneration":
+        super().train(mode)  # from_pretrained comes by here too, with parameters that take a gradient
         for stage in (self.vqgan, self.condition_vqgan):
             if stage is not None:
                 stage.requires_grad_(False).eval()
-        self.post_init()
-
-    def train(self, mode: bool = True) -> "NoriaVQGANPriorForImageGeneration":
-        super().train(mode)
-        for stage in (self.vqgan, self.condition_vqgan):
-            if stage is not None:
-                stage.eval()
         return self
+
+    @property
+    def first_stage(self) -> NoriaVQGANModel | None:
+        return self.vqgan
+
+    @property
+    def condition_stage(self) -> NoriaVQGANModel | None:
+        return self.vqgan if self.condition_vqgan is None else self.condition_vqgan
 
     def get_input_embeddings(self) -> nn.Module:
         return self.prior.get_input_embeddings()
