@@ -8,6 +8,7 @@ from .mamba_ssm import MAMBA_SSM
 from .minimal_lru import MINIMAL_LRU
 from .rwkv import RWKV
 from .s4 import S4
+from .taming import TAMING
 from .torchscale import TORCHSCALE
 from .transformers_models import TRANSFORMERS
 
@@ -19,6 +20,7 @@ FORMATS: dict[str, Format] = {
     "s4": S4,
     "mamba_ssm": MAMBA_SSM,
     "rwkv": RWKV,
+    "taming": TAMING,
     "torchscale": TORCHSCALE,
     "transformers": TRANSFORMERS,
 }
