@@ -163,6 +163,26 @@ class CodeGeneration(ImageCondition):
         with torch.no_grad():
             return self.first_stage.decode_codes(codes)
 
+    def read_codes(self, pixel_values: Tensor | None, codes: Tensor | None) -> Tensor:
+        """The codes (b h w) of images that are given by their pixels or by their codes."""
+        if pixel_values is not None and codes is None:
+            return self.encode(pixel_values)
+        if codes is None or pixel_values is not None:
+            raise ValueError("give exactly one of `pixel_values` and `codes`.")
+        codes = self.as_map(codes)
+        check_ids(codes, self.config.vocab_size, "codes")
+        return codes
+
+    def as_map(self, codes: Tensor) -> Tensor:
+        """Codes (b h w), or (b n) row by row on the trained grid -> (b h w) int64 on the model's device."""
+        codes = torch.as_tensor(codes, device=self.device)
+        if codes.dim() == 2 and codes.shape[1] == self.config.num_tokens:
+            codes = codes.unflatten(1, self.config.grid_size)
+        if codes.dim() != 3 or codes.is_floating_point():
+            shape = tuple(codes.shape)
+            raise ValueError(f"codes are integers of shape (batch, height, width), not {codes.dtype} of {shape}.")
+        return codes.long()
+
     def find_order(self, size: tuple[int, int]) -> Tensor:
         return token_order(self.config.token_order, *size, seed=self.config.order_seed, device=self.device)
 

@@ -8,7 +8,6 @@ from torch import LongTensor, Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import (
     EpsilonLogitsWarper,
-    EtaLogitsWarper,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -24,8 +23,8 @@ WARPERS = {
     "min_p": (MinPLogitsWarper, 0.0),
     "typical_p": (TypicalLogitsWarper, 1.0),
     "epsilon_cutoff": (EpsilonLogitsWarper, 0.0),
-    "eta_cutoff": (EtaLogitsWarper, 0.0),
 }
+UNSEEDED = ("eta_cutoff", "top_h")
 # How many codes there are, and where they end, is the map's affair.
 DECIDED = (
     "max_length",
@@ -109,12 +108,14 @@ def seeded(
         raise ValueError("`seed` belongs to sampling: leave `do_sample=False` out, or the seed.")
     if (arguments.get("num_beams") or 1) > 1:
         raise ValueError(f"`seed` belongs to sampling, not to a search with {arguments['num_beams']} beams.")
+    for name in UNSEEDED:
+        if arguments.get(name):
+            raise ValueError(f"`{name}` ({arguments[name]}) is not known to sampling with a `seed`.")
     arguments, processors = {**arguments, "do_sample": False}, LogitsProcessorList()
     for name, (warper, off) in WARPERS.items():
         value = arguments.pop(name, None)
         value = getattr(defaults, name, None) if value is None else value
         if value is not None and value != off:
-            extra = {"device": "cpu"} if warper is EtaLogitsWarper else {}
-            processors.append(warper(value, **extra))
+            processors.append(warper(value))
     processors.append(SeededChoice(seeds))
     return arguments, processors

@@ -18,6 +18,8 @@ logger = logging.get_logger(__name__)
 class ImageCondition(CheckedFiles):
     """What a model needs of its configuration is `condition` and the fields that go with that kind."""
 
+    config: Any
+
     @property
     def first_stage(self) -> Any:
         """What makes codes of images, and images of codes; or None."""

@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.vqgan_prior import NoriaVQGANPriorConfig
 from .code_generation import CodeGeneration
-from .image.conditions import check_ids
 from .image.token_order import to_tokens
 from .prefix_mask import unmask_prefix
 from .vqgan import NoriaVQGANModel
@@ -40,7 +38,7 @@ class NoriaVQGANPriorForImageGeneration(CodeGeneration):
     config: NoriaVQGANPriorConfig
     base_model_prefix = "prior"
     main_input_name = "codes"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     # The output's loss is a mean over codes already.
     accepts_loss_kwargs = False
@@ -54,8 +52,8 @@ class NoriaVQGANPriorForImageGeneration(CodeGeneration):
         self.prior = AutoModelForCausalLM.from_config(config.prior_config)
         if config.num_unmasked:
             unmask_prefix(self.prior, config.num_unmasked)
-        stages = (config.vqgan_config, config.condition_vqgan_config)
-        self.vqgan, self.condition_vqgan = (None if one is None else NoriaVQGANModel(one) for one in stages)
+        stages: Any = (config.vqgan_config, config.condition_vqgan_config)
+        self.vqgan, self.condition_vqgan = (None if stage is None else NoriaVQGANModel(stage) for stage in stages)
         self.post_init()
         self.train(self.training)
 
@@ -97,13 +95,17 @@ class NoriaVQGANPriorForImageGeneration(CodeGeneration):
         condition: as in `generate_codes`. labels (b h w): what is to be predicted where it is not the codes; -100 is
         left out. Raises ValueError for input that does not fit the model or the rest of the input.
         """
+        config: Any = self.config
         codes = self.read_codes(pixel_values, codes)
         size = (codes.shape[1], codes.shape[2])
         order = self.find_order(size)
         tokens = to_tokens(codes, order)
         ids = self.condition_tokens(condition, codes.shape[0], size).flatten(1)
         self.check_length(ids.shape[1] + tokens.shape[1] - 1)
-        logits = self.code_logits(torch.cat([ids, self.corrupt(tokens)], dim=1)[:, :-1], tokens.shape[1])
+        read = tokens
+        if self.training and config.keep_probability < 1:
+            read = corrupted(tokens, config.keep_probability, config.vocab_size)
+        logits = self.code_logits(torch.cat([ids, read], dim=1)[:, :-1], tokens.shape[1])
         loss = None
         if return_loss:
             targets = tokens if labels is None else to_tokens(self.as_map(labels), order)
@@ -113,37 +115,15 @@ class NoriaVQGANPriorForImageGeneration(CodeGeneration):
 
     def code_logits(self, ids: Tensor, count: int) -> Tensor:
         """The prior's logits (b count v) for what follows each of its last `count` tokens."""
-        keep = (
-            {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(self.prior.forward).parameters else {}
-        )
+        chooses = "logits_to_keep" in inspect.signature(self.prior.forward).parameters
+        keep = {"logits_to_keep": count} if chooses else {}
         return self.prior(input_ids=ids, use_cache=False, **keep).logits[:, -count:]
 
-    def corrupt(self, tokens: Tensor) -> Tensor:
-        """While training, each code stays with `keep_probability`; else it is replaced by any code."""
-        keep = self.config.keep_probability
-        if not self.training or keep >= 1:
-            return tokens
-        stays = torch.rand(tokens.shape, device=tokens.device) < keep
-        return torch.where(stays, tokens, torch.randint_like(tokens, self.config.vocab_size))
 
-    def read_codes(self, pixel_values: Tensor | None, codes: Tensor | None) -> Tensor:
-        if (pixel_values is None) == (codes is None):
-            raise ValueError("give exactly one of `pixel_values` and `codes`.")
-        if codes is None:
-            return self.encode(pixel_values)
-        codes = self.as_map(codes)
-        check_ids(codes, self.config.vocab_size, "codes")
-        return codes
-
-    def as_map(self, codes: Tensor) -> Tensor:
-        """Codes (b h w), or (b n) row by row on the trained grid -> (b h w) int64 on the model's device."""
-        codes = torch.as_tensor(codes, device=self.device)
-        if codes.dim() == 2 and codes.shape[1] == self.config.num_tokens:
-            codes = codes.unflatten(1, self.config.grid_size)
-        if codes.dim() != 3 or codes.is_floating_point():
-            shape = tuple(codes.shape)
-            raise ValueError(f"codes are integers of shape (batch, height, width), not {codes.dtype} of {shape}.")
-        return codes.long()
+def corrupted(tokens: Tensor, keep: float, count: int) -> Tensor:
+    """Each token stays with probability `keep`; else it is replaced by any of `count`."""
+    stays = torch.rand(tokens.shape, device=tokens.device) < keep
+    return torch.where(stays, tokens, torch.randint_like(tokens, count))
 
 
 __all__ = ["NoriaVQGANPriorForImageGeneration", "NoriaVQGANPriorOutput"]
