@@ -197,6 +197,8 @@ def toy_critics(number: int, steps: int, seed: int) -> Section:
         axis.barh(places + 0.2, [row[4] / exact for row in rows], 0.35, label="value / slope / W", color="#08519c")
         axis.axvline(1, color="#d7301f")
         axis.set_yticks(places, [row[0] for row in rows], fontsize=7)
+        axis.set_xlim(0, 1.7)
+        axis.invert_yaxis()
         axis.legend(fontsize=7)
 
     header = ("critic", "value", "slope", "product of norms", "value / slope", "value, % of W", "value / slope, %")

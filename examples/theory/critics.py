@@ -39,7 +39,7 @@ METHODS = {
 }
 DISCRIMINATOR = Method("discriminator", objective="minimax", learning_rate=1e-2)
 # Power iterations after training, so that the norms that were divided by are the largest singular values.
-SETTLING = 1000
+SETTLING = 300
 
 
 class Estimate(NamedTuple):

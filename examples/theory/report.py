@@ -23,8 +23,8 @@ def cell(value: Any) -> str:
     """Numbers with four digits, and with powers of ten where they are small."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if not isinstance(value, float):
-        return str(value)
+    if not isinstance(value, float) or value == 0:
+        return "0" if value == 0 else str(value)
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
 
 
