@@ -59,6 +59,8 @@ class NoriaGANConfig(PreTrainedConfig):
     image_size: int | None = None
     num_channels: int = 3
     data_size: int | None = None
+    # A field rather than transformers' property of that name, which counts the names in `id2label`: two by default.
+    num_labels: int = 0
     label_size: int | None = None
     generator_norm: str = "batch"
     critic_norm: str | None = None
@@ -70,10 +72,9 @@ class NoriaGANConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs) -> None:
         self.ignore_familiar(kwargs)
-        labels = kwargs.pop("num_labels", None) if self.id2label is None else len(self.id2label)
-        if labels is not None and labels < 0:
-            raise ValueError(f"`num_labels` must be at least 0, not {labels}.")
-        super().__post_init__(num_labels=labels or 0, **kwargs)
+        if self.id2label is not None and not self.num_labels:
+            self.num_labels = len(self.id2label)
+        super().__post_init__(**kwargs)
         self.derive_kinds()
         self.validate_sizes()
         self.validate_choices()
@@ -138,8 +139,9 @@ class NoriaGANConfig(PreTrainedConfig):
         for name in ("generator_widths", "critic_widths"):
             if min(getattr(self, name) or [1]) < 1:
                 raise ValueError(f"`{name}` must hold positive widths, not {list(getattr(self, name))}.")
-        if self.num_hidden_layers is not None and self.num_hidden_layers < 0:
-            raise ValueError(f"`num_hidden_layers` must be at least 0, not {self.num_hidden_layers}.")
+        for name in ("num_hidden_layers", "num_labels"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"`{name}` must be at least 0, not {getattr(self, name)}.")
         depth, widths = self.num_hidden_layers, self.generator_widths
         if depth is not None and widths is not None and depth != len(widths):
             raise ValueError(

@@ -11,6 +11,7 @@ import torch
 
 from noria import (
     ARCHITECTURES,
+    NoriaGANConfig,
     NoriaHiPPOConfig,
     NoriaLinearTransformerConfig,
     NoriaLRUConfig,
@@ -128,7 +129,7 @@ ENTRIES = [
     Entry("s4-rtf", NoriaS4Config, {"kernel": "rtf", "state_size": 5}, NO_ENCODER),
 ]
 
-# Models of images: the laws of sequences are not theirs, tests/test_vqgan.py has those that are.
+# Models of images: the laws of sequences are not theirs, test_vqgan.py and test_gan.py have those that are.
 SMALL_IMAGES = {
     "num_hidden_layers": 1,
     "channel_multipliers": [1, 2],
@@ -152,6 +153,19 @@ IMAGES = [
         SMALL_IMAGES | {"attention": "linear", "resample_with_conv": False, "double_latent": True},
     ),
     Entry("vqgan-segmentation", NoriaVQGANConfig, SMALL_IMAGES | {"task": "segmentation", "num_channels": 5}),
+]
+
+GANS = [
+    Entry("gan", NoriaGANConfig, {"image_size": 16}),
+    Entry("gan-mlp", NoriaGANConfig, {"generator": "mlp", "image_size": 9, "num_channels": 1}),
+    Entry("gan-labels", NoriaGANConfig, {"image_size": 13, "num_labels": 3, "critic_norm": "layer"}),
+    Entry("gan-spectral", NoriaGANConfig, {"image_size": 8, "num_labels": 2, "spectral_norm": True}),
+    Entry("gan-vectors", NoriaGANConfig, {"data_size": 2, "latent_size": 5, "latent_distribution": "uniform"}),
+    Entry(
+        "gan-vectors-labels",
+        NoriaGANConfig,
+        {"data_size": 3, "num_labels": 4, "spectral_norm": True, "generator_norm": "layer", "initializer_range": None},
+    ),
 ]
 
 CAUSAL = [entry for entry in ENTRIES if "ForCausalLM" in entry.models]
