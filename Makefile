@@ -18,10 +18,11 @@ QUESTIONS = $(shell grep -l __main__ benchmarks/*.py)
 PYTEST := -m pytest -q -n $(WORKERS) --dist loadfile
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help quickstart test fresh suite slow lint style types conformance parity bench wheel clean
+.PHONY: help quickstart quickstart-image test fresh suite slow lint style types conformance parity bench wheel clean
 
 help:
 	@echo "make quickstart   train a small model on the CPU, about two minutes; ARGS=... goes to noria quickstart"
+	@echo "make quickstart-image  the same for pictures: a VQGAN of emoji and a prior, about five minutes"
 	@echo "make test         the whole suite in a fresh environment ($(TEST_VENV))"
 	@echo "make slow         the tests that are too slow for make test"
 	@echo "make lint         ruff check, ruff format --check, pyright on modeling/"
@@ -38,6 +39,10 @@ $(VENV)/.viz: pyproject.toml constraints.txt
 	@$(VENV)/bin/python $(PIP) -e '.[viz]'
 	@touch $@
 
+$(VENV)/.image: pyproject.toml constraints.txt $(VENV)/.viz
+	@$(VENV)/bin/python $(PIP) -e '.[viz,image]'
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt
 	@$(CHECK)
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +51,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 
 quickstart: $(VENV)/.viz
 	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 $(VENV)/bin/noria quickstart $(ARGS)
+
+quickstart-image: $(VENV)/.image
+	@OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 $(VENV)/bin/noria quickstart-image $(ARGS)
 
 test:
 	$(MAKE) --no-print-directory fresh

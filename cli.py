@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .conversion.command import register as register_conversion
+from .training.quickstart_image_settings import ImageSettings
 from .training.settings import Settings
 
 
@@ -51,6 +52,7 @@ def parser() -> Parser:
     top = Parser(prog="noria", description="Rotary, linear-attention and state-space models for Transformers.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     add_quickstart(commands)
+    add_quickstart_image(commands)
     add_list(commands)
     add_generate(commands)
     register_conversion(commands)
@@ -69,25 +71,55 @@ def command(commands: Any, name: str, handler: Any, text: str) -> Parser:
 def add_quickstart(commands: Any) -> None:
     text = "train a small model on the embedded Chinese classics, save it, and let it write four poems"
     added = command(commands, "quickstart", run_quickstart, text)
-    default, unset = Settings(), argparse.SUPPRESS
-
-    def setting(flag: str, kind: type, text: str) -> None:
-        value = getattr(default, flag[2:].replace("-", "_"))
-        added.add_argument(flag, type=kind, default=unset, metavar=kind.__name__.upper(), help=f"{text} ({value})")
-
+    setting = settings_of(added, Settings())
     setting("--architecture", str, "a causal model that `noria list` shows, or a model type of transformers")
-    added.add_argument("--output", type=Path, default=Path("noria-quickstart"), metavar="FOLDER")
+    add_run(added, "noria-quickstart")
     setting("--seconds", float, "how long to train")
     setting("--steps", int, "train for so many steps instead, which repeats exactly")
-    added.add_argument("--resume", action="store_true", help="go on with the interrupted run in the output folder")
     setting("--seed", int, "of the weights, the order of the text and the poems")
-    added.add_argument("--threads", type=int, metavar="INT", help="CPU threads (OMP_NUM_THREADS, or up to 8)")
     setting("--hidden-size", int, "width of the model")
     setting("--layers", int, "its number of layers")
     setting("--length", int, "tokens in a row of text")
     setting("--batch", int, "rows in a step")
     setting("--learning-rate", float, "peak learning rate of AdamW")
     setting("--precision", str, "float32 or bfloat16, of the matrix products in training")
+
+
+def add_quickstart_image(commands: Any) -> None:
+    text = "train a small VQGAN on the embedded emoji and a prior on its codes, save both, and draw new ones"
+    added = command(commands, "quickstart-image", run_quickstart_image, text)
+    setting = settings_of(added, ImageSettings())
+    setting("--prior", str, "a causal model that `noria list` shows, or a model type of transformers")
+    add_run(added, "noria-quickstart-image")
+    setting("--seconds", float, "how long to train both stages together")
+    setting("--steps", int, "train each stage for so many steps instead, which repeats exactly")
+    setting("--seed", int, "of the weights, the order of the pictures and the new ones")
+    setting("--codes", int, "size of the codebook")
+    setting("--hidden-size", int, "width of the VQGAN at full resolution")
+    setting("--batch", int, "pictures in a step of the first stage")
+    setting("--learning-rate", float, "peak learning rate of the first stage")
+    setting("--prior-hidden-size", int, "width of the prior")
+    setting("--prior-layers", int, "its number of layers")
+    setting("--prior-batch", int, "pictures in a step of the second stage")
+    setting("--prior-learning-rate", float, "peak learning rate of the second stage")
+
+
+def settings_of(added: Parser, default: Any) -> Callable[[str, type, str], None]:
+    """What adds a flag for a field of `default`; only flags that are given enter the options."""
+
+    def setting(flag: str, kind: type, text: str) -> None:
+        value = getattr(default, flag[2:].replace("-", "_"))
+        unset = argparse.SUPPRESS
+        added.add_argument(flag, type=kind, default=unset, metavar=kind.__name__.upper(), help=f"{text} ({value})")
+
+    return setting
+
+
+def add_run(added: Parser, output: str) -> None:
+    """The flags of a training run that are no settings."""
+    added.add_argument("--output", type=Path, default=Path(output), metavar="FOLDER", help=f"where to ({output})")
+    added.add_argument("--resume", action="store_true", help="go on with the interrupted run in the output folder")
+    added.add_argument("--threads", type=int, metavar="INT", help="CPU threads (OMP_NUM_THREADS, or up to 8)")
 
 
 def add_list(commands: Any) -> None:
@@ -132,9 +164,24 @@ def run_quickstart(options: argparse.Namespace) -> None:
     calm_openmp()
     from .training.quickstart import quickstart
 
-    known = Settings.__dataclass_fields__
-    given = {name: value for name, value in vars(options).items() if name in known}
-    quickstart(options.output, given, resume=options.resume, threads=positive("--threads", options.threads))
+    quickstart(options.output, given(options, Settings), **run_options(options))
+
+
+def run_quickstart_image(options: argparse.Namespace) -> None:
+    calm_openmp()
+    from .training.quickstart_image import quickstart_image
+
+    quickstart_image(options.output, given(options, ImageSettings), **run_options(options))
+
+
+def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The options that are fields of the dataclass `kind`."""
+    return {name: value for name, value in vars(options).items() if name in kind.__dataclass_fields__}
+
+
+def run_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that `add_run` adds, but for the output."""
+    return {"resume": options.resume, "threads": positive("--threads", options.threads)}
 
 
 def run_list(options: argparse.Namespace) -> None:
