@@ -394,20 +394,29 @@ def test_remote_code_gives_the_same(entry, tmp_path):
         assert torch.equal(copy(draw(model)).reconstruction, model(draw(model)).reconstruction)
 
 
-@pytest.mark.slow
-@over(IMAGES)
-@torch.no_grad()
-def test_compiled_whole(entry):
+def check_compiled(entry, backend):
     torch.compiler.reset()
     model = make(entry)
     pixels = draw(model)
     expected = model.encode(pixels)
-    encode = torch.compile(model.encode, fullgraph=True)
-    decode = torch.compile(model.decode_codes, fullgraph=True)
+    encode = torch.compile(model.encode, fullgraph=True, backend=backend)
+    decode = torch.compile(model.decode_codes, fullgraph=True, backend=backend)
     found = encode(pixels)
     assert torch.equal(found.codes, expected.codes)
     torch.testing.assert_close(found.quantizer_loss, expected.quantizer_loss, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(decode(found.codes), model.decode_codes(expected.codes), atol=1e-4, rtol=0)
+
+
+@over(IMAGES)
+@torch.no_grad()
+def test_one_graph(entry):
+    check_compiled(entry, "eager")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_whole():
+    check_compiled(PLAIN, "inductor")
 
 
 def bad_image(**changes):
