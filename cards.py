@@ -23,6 +23,7 @@ PIPELINES = {
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
     "ForMultipleChoice": "multiple-choice",
+    "ForImageGeneration": "unconditional-image-generation",
 }
 # What a configuration may say about a model's size, in the words of the card.
 SIZES = {

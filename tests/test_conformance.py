@@ -27,6 +27,7 @@ AUTO_NAMES = {
     "ForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     "ForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     "ForMultipleChoice": modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    "ForImageGeneration": modeling_auto.MODEL_MAPPING_NAMES,
 }
 
 
@@ -38,7 +39,7 @@ def load_tester():
     # The mixins choose labels and base models by these names, which transformers' registration does not fill.
     for model_type, architecture in ARCHITECTURES.items():
         for head, model_class in architecture.models.items():
-            AUTO_NAMES[head][model_type] = model_class.__name__
+            AUTO_NAMES.get(head, {})[model_type] = model_class.__name__
     # pytest may have named our own folder `tests` already.
     for name in [name for name in sys.modules if name == "tests" or name.startswith("tests.")]:
         if name != __name__:
