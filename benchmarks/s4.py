@@ -37,10 +37,10 @@ def response(kernel: ConvolutionKernel, length: int) -> Tensor:
 def error(kernel: ConvolutionKernel, length: int) -> float:
     """Of the response in float32, against a token after the other in float64."""
     found, exact = response(kernel, length)[0].double(), kernel.double()
-    system, state = exact.system(), exact.initial_state(1, torch.float64, torch.device("cpu"))
+    pace, state = exact.pace(), exact.initial_state(1, torch.float64, torch.device("cpu"))
     steps = []
     for place in range(length):
-        y, state = exact.step(system, torch.full((1, WIDTH), float(place == 0), dtype=torch.float64), state)
+        y, state = exact.step(pace, torch.full((1, WIDTH), float(place == 0), dtype=torch.float64), state)
         steps.append(y[0])
     expected = torch.stack(steps, dim=1)
     kernel.float()

@@ -17,6 +17,7 @@ from .backbone import Backbone, NoriaPreTrainedModel
 from .cache import NoriaCache
 from .language_model import LanguageModel
 from .layout import first_or_last_real, real_tokens, targets_in_layout
+from .ops.held import holding
 from .row_linear import row_linears
 
 
@@ -102,7 +103,7 @@ class DecoderForCausalLM(LanguageModel, GenerationMixin):
     @contextmanager
     def _optimize_model_for_decode(self) -> Iterator[None]:
         """generate() decodes inside this block."""
-        with super()._optimize_model_for_decode(), row_linears(self):  # pyright: ignore
+        with super()._optimize_model_for_decode(), row_linears(self), holding(self):  # pyright: ignore
             yield
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import CAUSAL, CLASSIFIERS, MASKED
 from laws import LOSS_TOLERANCE, gradients, over, packed, ragged, same, same_gradients
 
@@ -36,6 +37,14 @@ def test_batch_of_one_is_masked_too(entry, tokens):
     ids = torch.cat([torch.full((1, 3), 9), row], dim=1)
     mask = torch.tensor([[0] * 3 + [1] * 6])
     same(model(ids, attention_mask=mask).logits[:, 3:], model(row).logits)
+
+
+@over(CAUSAL)
+def test_what_stands_at_padding_depends_on_no_other_padding(entry, tokens):
+    model, row = entry.model(), torch.cat([tokens(1, 5), torch.full((1, 4), 9)], dim=1)
+    mask = torch.tensor([[1] * 5 + [0] * 4])
+    more, wider = F.pad(row, (32, 0), value=9), F.pad(mask, (32, 0))
+    same(model(more, attention_mask=wider).logits[:, -1], model(row, attention_mask=mask).logits[:, -1])
 
 
 @over(CAUSAL)

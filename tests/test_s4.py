@@ -41,12 +41,12 @@ def make_kernel(dtype: torch.dtype = torch.float64, **fields):
 @pytest.mark.parametrize("length", [1, 2, 37, 64, 130])
 def test_response_is_that_of_the_recurrence_and_includes_the_token_itself(fields, length):
     kernel = make_kernel(**fields)
-    system, state = kernel.system(), kernel.initial_state(1, torch.float64, torch.device("cpu"))
+    pace, state = kernel.pace(), kernel.initial_state(1, torch.float64, torch.device("cpu"))
     outputs = []
     for place in range(length):
-        y, state = kernel.step(system, torch.full((1, 6), float(place == 0), dtype=torch.float64), state)
+        y, state = kernel.step(pace, torch.full((1, 6), float(place == 0), dtype=torch.float64), state)
         outputs.append(y)
-    same(kernel.impulse(system, length)[0], torch.cat(outputs).T)
+    same(kernel.impulse(kernel.system(), length)[0], torch.cat(outputs).T)
 
 
 @torch.no_grad()

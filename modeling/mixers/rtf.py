@@ -83,8 +83,8 @@ class RationalKernel(ConvolutionKernel):
         places = places[:, None].expand(-1, self.width, -1)
         return (torch.cat((past.flip(-1), later), dim=-1).gather(-1, places),)
 
-    def step(self, system: RationalSystem, u: Tensor, state: State) -> tuple[Tensor, State]:
-        past, (a, b) = state[0], (x.to(state[0].dtype) for x in (system.a, system.b[0]))
+    def step(self, pace: RationalSystem, u: Tensor, state: State) -> tuple[Tensor, State]:
+        past, (a, b) = state[0], (x.to(state[0].dtype) for x in (pace.a, pace.b[0]))
         past = torch.cat(((u - (a * past).sum(-1))[..., None], past[..., :-1]), dim=-1)
         return (b * past).sum(-1), (past,)
 

@@ -58,11 +58,14 @@ class DiagonalKernel(PoleKernel):
         real, imag = powers(system.log_z, count[:, None, None].double(), state[0].dtype)
         return (torch.view_as_real(torch.complex(real, imag) * torch.view_as_complex(state[0].contiguous())),)
 
-    def step(self, system: DiagonalSystem, u: Tensor, state: State) -> tuple[Tensor, State]:
+    def pace(self) -> tuple[Tensor, Tensor, Tensor]:
+        """z, inputs and outputs (h n), complex128."""
+        system = self.system()
+        return torch.exp(system.log_z), system.inputs, system.outputs[0]
+
+    def step(self, pace: tuple[Tensor, Tensor, Tensor], u: Tensor, state: State) -> tuple[Tensor, State]:
         before = torch.view_as_complex(state[0].contiguous())
-        factor, inputs, outputs = (
-            x.to(before.dtype) for x in (torch.exp(system.log_z), system.inputs, system.outputs[0])
-        )
+        factor, inputs, outputs = (x.to(before.dtype) for x in pace)
         after = factor * before + inputs * u[..., None]
         return (outputs * after).sum(-1).real, (torch.view_as_real(after),)
 

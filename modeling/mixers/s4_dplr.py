@@ -42,6 +42,16 @@ class LowRankSystem(NamedTuple):
     low: Tensor
 
 
+class LowRankPace(NamedTuple):
+    """What a token needs: scale, inputs (h n), rows, columns (rank h n), complex128; outputs (h 2n), real, or None."""
+
+    scale: Tensor
+    rows: Tensor
+    columns: Tensor
+    inputs: Tensor
+    outputs: Tensor | None
+
+
 class LowRankKernel(PoleKernel):
     """S4, for a NoriaS4Config."""
 
@@ -80,11 +90,15 @@ class LowRankKernel(PoleKernel):
 
     def solve_half_step(self, system: LowRankSystem, x: Tensor) -> Tensor:
         """(I - dt A / 2)^(-1) x for x (... h n)."""
-        scale = 1 / (1 - system.dt / 2 * system.poles)
-        spread = torch.einsum("rhn,hn,qhn->hrq", system.low.conj(), scale, system.low).real * system.dt[..., None]
-        spread = spread + torch.eye(self.rank, dtype=spread.dtype, device=spread.device)
+        scale, spread = self.woodbury(system)
         near = torch.linalg.solve(spread, to_real(scale * x, system.low)[..., None])[..., 0]
         return scale * (x - system.dt / 2 * from_real(near, system.low))
+
+    def woodbury(self, system: LowRankSystem) -> tuple[Tensor, Tensor]:
+        """R = (I - dt \\Lambda / 2)^(-1) (h n), and I + dt P^* R P (h rank rank), over all pairs."""
+        scale = 1 / (1 - system.dt / 2 * system.poles)
+        spread = torch.einsum("rhn,hn,qhn->hrq", system.low.conj(), scale, system.low).real * system.dt[..., None]
+        return scale, spread + torch.eye(self.rank, dtype=spread.dtype, device=spread.device)
 
     def matrix(self, system: LowRankSystem) -> Tensor:
         """The discrete A, real (h 2n 2n), on states (re, im)."""
@@ -183,11 +197,21 @@ class LowRankKernel(PoleKernel):
     def add(self, kept: State, added: State) -> State:
         return kept[0] + added[0], *added[1:]
 
-    def step(self, system: LowRankSystem, u: Tensor, state: State) -> tuple[Tensor, State]:
+    def pace(self) -> LowRankPace:
+        """(I - dt A / 2)^(-1) (I + dt A / 2) = 2 (I - dt A / 2)^(-1) - I: one system is solved for a token."""
+        system = self.system()
+        scale, spread = self.woodbury(system)
+        near = torch.einsum("rhn,hrq->qhn", system.low, torch.linalg.inv(spread).to(scale.dtype))
+        outputs = None if self.length else self.solved_outputs(system)[0]
+        half = system.dt / 2
+        return LowRankPace(scale, scale * system.low.conj(), scale * half * near, system.dt * system.inputs, outputs)
+
+    def step(self, pace: LowRankPace, u: Tensor, state: State) -> tuple[Tensor, State]:
         before = torch.view_as_complex(state[0].double().contiguous())
-        moved = self.half_step(system, before) + system.dt * system.inputs * u.double()[..., None]
-        after = self.solve_half_step(system, moved)
-        outputs = self.readout_of(system, state)
+        moved = 2 * before + pace.inputs * u.double()[..., None]
+        near = 2 * (pace.rows[:, None] * moved).real.sum(-1, keepdim=True)
+        after = pace.scale * moved - (pace.columns[:, None] * near).sum(0) - before
+        outputs = state[1] if pace.outputs is None else pace.outputs.to(state[0].dtype)
         y = (joined(after).to(outputs.dtype) * outputs).sum(-1)
         return y.to(u.dtype), (torch.view_as_real(after).to(state[0].dtype), *state[1:])
 

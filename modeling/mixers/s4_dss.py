@@ -55,9 +55,9 @@ class DSSKernel(DiagonalKernel):
         self.require_recurrence()
         return super().respond(system, state, length)
 
-    def step(self, system: DiagonalSystem, u: Tensor, state: State) -> tuple[Tensor, State]:
+    def pace(self) -> tuple[Tensor, Tensor, Tensor]:
         self.require_recurrence()
-        return super().step(system, u, state)
+        return super().pace()
 
     def require_recurrence(self) -> None:
         if not self.recurrent:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..ops.alignment import from_left, take, to_left, to_right
 from ..ops.dispatch import choose_form, is_tracing_graph
 from ..ops.fft_convolution import fft_convolution
+from ..ops.held import held
 from ..ops.segment_convolution import segment_convolution
 from ..state import Context, State
 
@@ -77,30 +78,35 @@ class ConvolutionKernel(StateSpaceKernel):
         """The state after count (b) tokens that are zero; no count exceeds `longest`."""
         raise TypeError(f"{type(self).__name__} does not say how its state fades")
 
-    def step(self, system: Any, u: Tensor, state: State) -> tuple[Tensor, State]:
+    def pace(self) -> Any:
+        """What a step needs of the system, computed once for many tokens."""
+        return self.system()
+
+    def step(self, pace: Any, u: Tensor, state: State) -> tuple[Tensor, State]:
         """One token u (b h) -> y (b h) and the state after it, by the recurrence."""
         raise TypeError(f"{type(self).__name__} does not say how it steps")
 
     def forward(self, u: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
         form = choose_form(u.device, u.shape[1])
-        system, wide = self.system(), u.to(torch.promote_types(u.dtype, torch.float32)).transpose(1, 2)
+        wide = u.to(torch.promote_types(u.dtype, torch.float32)).transpose(1, 2)
         if context.causal and form in ("step", "sequential") and (self.recurrent or state is not None):
-            y, state = self.walk(system, wide, context, state)
+            y, state = self.walk(wide, context, state)
         else:
+            system = self.system()
             y = self.convolve(system, wide, context, state)
             state = self.carry(system, wide, context, state) if context.keep_state else None
         return y.transpose(1, 2).to(u.dtype), state
 
-    def walk(self, system: Any, u: Tensor, context: Context, state: State) -> tuple[Tensor, State]:
+    def walk(self, u: Tensor, context: Context, state: State) -> tuple[Tensor, State]:
         """The recurrence, token by token."""
-        empty = self.initial_state(u.shape[0], u.dtype, u.device)
-        state = empty if state is None else state
-        segments = context.segments
+        pace, segments = held(self, self.pace), context.segments
         begins = None if segments is None else segments != F.pad(segments, (1, 0))[:, :-1]
+        empty = state if state is not None and begins is None else self.initial_state(u.shape[0], u.dtype, u.device)
+        state = empty if state is None else state
         outputs = []
         for t in range(u.shape[2]):
             before = state if begins is None else choose(begins[:, t], empty, state)
-            y, after = self.step(system, u[:, :, t], before)
+            y, after = self.step(pace, u[:, :, t], before)
             state = after if context.mask is None else choose(context.mask[:, t], after, before)
             outputs.append(y)
         return torch.stack(outputs, 2), state

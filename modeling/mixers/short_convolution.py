@@ -17,8 +17,9 @@ from ..state import Context
 
 
 class ShortConvolution(nn.Module):
-    """x (b t d) -> (b t d). Where the context is not causal the k tokens are centred, the odd one coming after.
+    """x (b t d) -> (b t d), 0 at padding.
 
+    Where the context is not causal the k tokens are centred, the odd one coming after.
     weight (d k), drawn as torch draws that of nn.Conv1d, and bias (d) or None, zeros at first.
     """
 
@@ -50,4 +51,7 @@ class ShortConvolution(nn.Module):
             segments=context.segments,
             ahead=0 if context.causal else self.kernel // 2,
         )
-        return self.act(y), state.to(torch.promote_types(state.dtype, torch.float32))
+        y = self.act(y)
+        if context.mask is not None:  # what stands at padding depends on no other padding
+            y = y * context.mask[..., None]
+        return y, state.to(torch.promote_types(state.dtype, torch.float32))
