@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 from transformers import GPT2Config
 
-from ..configuration.vqgan import NoriaVQGANConfig
 from ..configuration.vqgan_prior import TOKEN_ORDERS
 from ..modeling.image.token_order import list_places
 from .format import layer_count
@@ -51,7 +50,7 @@ CONDITIONS = {
     "Labelator": "class",
     "CoordStage": "coordinates",
     "DummyCondStage": "tokens",
-    AGAIN: "codes",
+    AGAIN: "again",
 }
 FORWARD = "permuter.forward_shuffle_idx"
 
@@ -59,26 +58,22 @@ FORWARD = "permuter.forward_shuffle_idx"
 def prior_fields(settings: Constructor, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields of NoriaVQGANPriorConfig."""
     settings.check_names(ARGUMENTS)
-    prior = gpt_config(settings.part("transformer_config"), below(tensors, TRANSFORMER))
-    condition, second = condition_fields(settings, below(tensors, FIRST), below(tensors, CONDITION))
-    stage = settings.part("first_stage_config")
+    transformer, stage = settings.part("transformer_config"), settings.part("first_stage_config")
+    prior = gpt_config(transformer, below(tensors, TRANSFORMER))
+    kind, source = condition_kind(settings, tensors)
     order = tensors.get(FORWARD)
-    grid = grid_sides(stage, tensors, prior, condition) if order is None else ordered_sides(settings, len(order))
+    grid = grid_sides(stage, tensors, prior, kind) if order is None else ordered_sides(settings, len(order))
     height, width = grid
-    first = NoriaVQGANConfig(**vqgan_fields(stage, below(tensors, FIRST), height if height == width else None))
-    if condition["condition"] == "tokens":
-        condition["condition_length"] = prior.n_positions - height * width
     size = settings.take("downsample_cond_size", default=-1)
     return {
         "prior_config": prior,
-        "vqgan_config": first,
-        "condition_vqgan_config": second,
-        **condition,
+        "vqgan_config": vqgan_fields(stage, below(tensors, FIRST), height if height == width else None),
+        **condition_fields(kind, settings, source, tensors, prior.n_positions - height * width),
         "grid_size": grid,
         "condition_size": None if size < 0 else size,
         "token_order": "row" if order is None else name_of(tuple(order.tolist()), height, width),
         "keep_probability": settings.take("pkeep", default=1.0),
-        "num_unmasked": unmasked(settings.parts[0], tensors),
+        "num_unmasked": unmasked(transformer, tensors),
     }
 
 
@@ -123,27 +118,43 @@ def unmasked(options: Constructor, tensors: Mapping[str, Tensor]) -> int:
     return options.take("n_unmasked", seen if seen > 1 or stated not in (None, 0, 1) else None, 0)
 
 
-def condition_fields(
-    settings: Constructor, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], NoriaVQGANConfig | None]:
-    """What stands before the image's codes; and the encoder of conditions, where there is a second one."""
-    if settings.take("unconditional", default=False):
-        return {"condition": "none", "sos_token": settings.take("sos_token", default=0)}, None
+def condition_kind(settings: Constructor, tensors: Mapping[str, Tensor]) -> tuple[str, Constructor]:
+    """What stands before the image's codes, and the arguments of what makes it."""
     stage = settings.part("cond_stage_config")
-    kind = CONDITIONS.get(stage.target, "codes")
-    if not stage.target and not second:
-        stage.where = ""
-        stage.missing.append("cond_stage_config")
+    if settings.take("unconditional", default=False):
+        return "none", settings
+    first, second = below(tensors, FIRST), below(tensors, CONDITION)
+    kind = "again" if not stage.target and second and repeats(first, second) else CONDITIONS.get(stage.target, "codes")
+    if kind == "codes" and not second:
+        settings.missing.append("cond_stage_config")
+    return kind, settings if stage.target == UNCONDITIONAL else stage
+
+
+def condition_fields(
+    kind: str, settings: Constructor, stage: Constructor, tensors: Mapping[str, Tensor], room: int
+) -> dict[str, Any]:
+    """The condition, which is given by `stage`; `room` positions are left for it."""
     if kind == "none":
-        return {"condition": kind, "sos_token": settings.take("sos_token", default=0)}, None
+        return {"condition": kind, "sos_token": stage.take("sos_token", default=0)}
     if kind == "class":
-        return {"condition": kind, "num_labels": stage.take("n_classes")}, None
+        return {"condition": kind, "num_labels": stage.take("n_classes")}
     if kind == "coordinates":
         levels, factor = stage.take("n_embed"), stage.take("down_factor")
-        return {"condition": kind, "coordinate_levels": levels, "coordinate_downsampling": factor}, None
-    if kind == "tokens" or stage.target == AGAIN or not second or (not stage.target and repeats(first, second)):
-        return {"condition": kind}, None
-    return {"condition": kind}, NoriaVQGANConfig(**vqgan_fields(stage, second))
+        return {"condition": kind, "coordinate_levels": levels, "coordinate_downsampling": factor}
+    if kind == "tokens":
+        return {"condition": kind, "condition_length": room}
+    second = below(tensors, CONDITION)
+    if kind == "again" or not second:
+        return {"condition": "codes"}
+    # A last code that is only written needs no position.
+    side = side_of(room) or side_of(room + 1)
+    return {"condition": "codes", "condition_vqgan_config": vqgan_fields(stage, second, side)}
+
+
+def side_of(codes: int) -> int | None:
+    """The side of a square map of so many codes; None where there is none."""
+    side = math.isqrt(max(codes, 0))
+    return side if side and side**2 == codes else None
 
 
 def repeats(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
@@ -153,22 +164,18 @@ def repeats(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 def ordered_sides(settings: Constructor, codes: int) -> list[int]:
     """Height and width of the map whose `codes` the permuter orders: a square, unless it is told otherwise."""
     permuter = settings.part("permuter_config")
-    side = math.isqrt(codes)
-    square = side if side**2 == codes else None
-    height, width = (permuter.take(name, default=square) for name in ("H", "W"))
-    if height is None or height * width != codes:
+    height, width = (permuter.take(name, default=side_of(codes) or 0) for name in ("H", "W"))
+    if height * width != codes:
         permuter.wrong.append(f"H and W are {height} and {width}, but the permuter orders {codes} codes")
-        return [side, side]
+        return [1, codes]
     return [height, width]
 
 
-def grid_sides(
-    stage: Constructor, tensors: Mapping[str, Tensor], prior: GPT2Config, condition: Mapping[str, Any]
-) -> list[int]:
+def grid_sides(stage: Constructor, tensors: Mapping[str, Tensor], prior: GPT2Config, condition: str) -> list[int]:
     """Height and width of the map of codes: by the size of images, or as large as the positions allow."""
     factor = 2 ** (layer_count(tensors, f"{FIRST}decoder.up.") - 1)
     size, _ = Constructor(stage.given.get("ddconfig"), stage.from_file.get("ddconfig")).stated("resolution")
-    room = prior.n_positions // 2 if condition["condition"] in ("coordinates", "codes") else prior.n_positions
+    room = prior.n_positions // 2 if condition in ("coordinates", "codes", "again") else prior.n_positions
     side = math.isqrt(room)
     side = min(size // factor, side) if size else side
     return [side, side]
