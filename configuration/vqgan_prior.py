@@ -82,6 +82,7 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
         self.make_stages()
         self.derive_sizes()
         self.validate_sizes()
+        self.validate_order()
         self.derive_condition()
         self.make_prior(given)
         attention = self.prior_config._attn_implementation

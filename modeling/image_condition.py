@@ -57,7 +57,8 @@ class ImageCondition(CheckedFiles):
         if condition is None:
             raise ValueError(f"this model needs a `condition` of the kind {kind!r}.")
         if kind == "class":
-            return class_ids(condition, config.num_labels, config.label2id, self.device)
+            names = {name: number for number, name in config.id2label.items()}
+            return class_ids(condition, config.num_labels, names, self.device)
         if kind == "tokens":
             return token_ids(condition, config.condition_length, self.device)
         return self.read_map(torch.as_tensor(condition, device=self.device))

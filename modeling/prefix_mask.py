@@ -27,12 +27,13 @@ class PrefixMask:
         self.prefix = prefix
 
     def __call__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
+        given, cache = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")], kwargs.get("past_key_values")
+        tokens = next(x for x in given if x is not None)
         if cache is not None and cache.get_seq_length():
             return args, kwargs
-        length, dtype = ids.shape[1], next(model.parameters()).dtype
-        mask = prefix_visibility(length, self.prefix, dtype, ids.device)
-        return args, {**kwargs, "attention_mask": mask.expand(ids.shape[0], -1, -1, -1)}
+        length, dtype = tokens.shape[1], next(model.parameters()).dtype
+        mask = prefix_visibility(length, self.prefix, dtype, tokens.device)
+        return args, {**kwargs, "attention_mask": mask.expand(tokens.shape[0], -1, -1, -1)}
 
 
 def unmask_prefix(model: PreTrainedModel, prefix: int) -> None:

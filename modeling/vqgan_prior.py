@@ -87,12 +87,12 @@ class NoriaVQGANPriorForImageGeneration(CodeGeneration):
         pixel_values: Tensor | None = None,
         codes: Tensor | None = None,
         condition: Any = None,
-        labels: Tensor | None = None,
+        targets: Tensor | None = None,
         return_loss: bool = True,
     ) -> NoriaVQGANPriorOutput:
         """pixel_values (b c h w) in [-1, 1], or codes (b h w), and their condition -> logits (b n v) and the loss.
 
-        condition: as in `generate_codes`. labels (b h w): what is to be predicted where it is not the codes; -100 is
+        condition: as in `generate_codes`. targets (b h w): what is to be predicted where it is not the codes; -100 is
         left out. Raises ValueError for input that does not fit the model or the rest of the input.
         """
         config: Any = self.config
@@ -108,9 +108,9 @@ class NoriaVQGANPriorForImageGeneration(CodeGeneration):
         logits = self.code_logits(torch.cat([ids, read], dim=1)[:, :-1], tokens.shape[1])
         loss = None
         if return_loss:
-            targets = tokens if labels is None else to_tokens(self.as_map(labels), order)
+            wanted = tokens if targets is None else to_tokens(self.as_map(targets), order)
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten())
+            loss = F.cross_entropy(wide.flatten(0, 1), wanted.flatten())
         return NoriaVQGANPriorOutput(loss=loss, logits=logits)
 
     def code_logits(self, ids: Tensor, count: int) -> Tensor:

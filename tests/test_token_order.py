@@ -1,5 +1,7 @@
 """The orders in which maps of codes are read: bijections, with the values that the authors' permuters have."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ def neighbours(place: int, width: int) -> set[tuple[int, int]]:
 def test_spirals_and_alternating_rows_go_step_by_step(size):
     for order in ("spiral_in", "spiral_out", "alternate"):
         places = token_order(order, size, size).tolist()
-        for one, next_one in zip(places, places[1:], strict=False):
+        for one, next_one in pairwise(places):
             assert divmod(next_one, size) in neighbours(one, size), order
 
 
