@@ -236,8 +236,9 @@ class AdversarialTrainer(Trainer):
             self.finish_gradients(parameters, "critic_grad_norm")
             if self.critic_max_grad_norm > 0:
                 nn.utils.clip_grad_norm_(parameters, self.critic_max_grad_norm)
-            self.critic_optimizer.step()
-            self.critic_optimizer.zero_grad()
+        self.critic_optimizer.step()  # without gradients it leaves everything as it is, and its scheduler is content
+        self.critic_optimizer.zero_grad()
+        if moves:
             self.after_critic_step()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -20,6 +20,7 @@ NAMED = ("none", "random_features")
 SLICES = (((0, 2), (64, 64)), ((5, 7), (128,) * 2), ((10, 12, 14), (256,) * 3), ((17, 19, 21), (512,) * 3))
 SLICES = (*SLICES, ((24, 26, 28), (512,) * 3))
 EPSILON = 1e-10
+LINS = (("lpips", "weights", "v0.1", "vgg.pth"), ("torchmetrics", "functional", "image", "lpips_models", "vgg.pth"))
 
 
 class FeatureDistance(nn.Module):
@@ -138,7 +139,7 @@ def read_vgg(path: str | Path) -> dict[str, Tensor]:
 
     The file may be torchvision's (`features.0.weight`), a checkpoint of taming-transformers with its losses
     (`loss.perceptual_loss.net.slice1.0.weight`), or either as safetensors; it is read without being executed. Where it
-    has no lins they come from the package `lpips`. Raises ValueError where a weight is missing or has another shape.
+    has no lins they come from the package `lpips` or torchmetrics. Raises ValueError where it has none of VGG16's.
     """
     path = Path(path)
     content = load_file(path) if path.suffix == ".safetensors" else read_torch(path).content
@@ -161,12 +162,16 @@ def plain_name(key: str) -> str | None:
 
 
 def packaged_lins() -> dict[str, Tensor]:
-    """The channels' weights inside the package `lpips`, which need not be importable: it wants torchvision."""
-    found = find_spec("lpips")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("LPIPS needs the package `lpips`: pip install 'noria[metrics]'.")
-    content = read_torch(Path(found.submodule_search_locations[0]) / "weights" / "v0.1" / "vgg.pth").content
-    return {name: tensor for key, tensor in content.items() if (name := plain_name(key))}
+    """The channels' weights of LPIPS 0.1, which `lpips` and torchmetrics both carry as the same file.
+
+    Neither is imported: `lpips` wants torchvision, which does not load beside every build of torch.
+    """
+    for package, *place in LINS:
+        found = find_spec(package)
+        if found is not None and found.submodule_search_locations:
+            content = read_torch(Path(found.submodule_search_locations[0], *place)).content
+            return {name: tensor for key, tensor in content.items() if (name := plain_name(key))}
+    raise ModuleNotFoundError("LPIPS needs its channels' weights: pip install 'noria[metrics]'.")
 
 
 def convolution(state: Mapping[str, Tensor], position: int, width_in: int, width_out: int) -> nn.Conv2d:

@@ -72,14 +72,15 @@ class VQGANLosses:
         self.pixel_loss, self.task = pixel_loss, task
 
     def reconstruction(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Both (b c h w) -> reconstruction_loss, the nll above, and its parts."""
+        """Both (b c h w) -> reconstruction_loss, the nll above, and its parts, of each image: (b)."""
         pixels, reconstruction = widened(pixels), widened(reconstruction)
         if self.task == "segmentation":
-            return {"reconstruction_loss": binary_cross_entropy_with_logits(reconstruction, pixels)}
-        pixel_loss = PIXEL_LOSSES[self.pixel_loss](pixels, reconstruction).mean()
+            errors = binary_cross_entropy_with_logits(reconstruction, pixels, reduction="none")
+            return {"reconstruction_loss": errors.flatten(1).mean(1)}
+        pixel_loss = PIXEL_LOSSES[self.pixel_loss](pixels, reconstruction).flatten(1).mean(1)
         if self.perceptual is None or not self.perceptual_weight:
             return {"reconstruction_loss": pixel_loss}
-        perceptual_loss = self.perceptual(reconstruction, pixels).mean()
+        perceptual_loss = self.perceptual(reconstruction, pixels).flatten()
         total = pixel_loss + self.perceptual_weight * perceptual_loss
         return {"reconstruction_loss": total, "pixel_loss": pixel_loss, "perceptual_loss": perceptual_loss}
 
@@ -93,7 +94,7 @@ class VQGANLosses:
         factor: float = 1.0,
     ) -> dict[str, Tensor]:
         """The model's side. The discriminator is not asked where `factor` is 0."""
-        terms = self.reconstruction(pixels, reconstruction)
+        terms = {name: term.mean() for name, term in self.reconstruction(pixels, reconstruction).items()}
         loss = terms["reconstruction_loss"] + self.codebook_weight * quantizer_loss
         terms["quantizer_loss"] = quantizer_loss
         if discriminator is not None and factor and self.discriminator_weight:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -46,6 +47,12 @@ def vqgan_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments
     return TrainingArguments(str(output_dir), **{**published, **changes})
 
 
+def require_limited(discriminator: nn.Module, penalty: str | None) -> None:
+    """Raises ValueError where nothing keeps the slope of a Wasserstein critic from growing without end."""
+    if not penalty and not any(is_parametrized(module) for module in discriminator.modules()):
+        raise ValueError('the objective "wgan" takes a `penalty`, or a discriminator with `spectral_norm`.')
+
+
 class VQGANTrainer(AdversarialTrainer):
     """Trains a NoriaVQGANModel on rows {"pixel_values": (c h w)} against a discriminator of patches.
 
@@ -79,6 +86,8 @@ class VQGANTrainer(AdversarialTrainer):
             discriminator = PatchDiscriminator(config.num_channels) if config.task == "image" else None
         if discriminator is not None and config.task != "image":
             raise ValueError(f"a discriminator judges images: the model's task is {config.task!r}, so give None.")
+        if discriminator is not None and (losses or {}).get("objective") == "wgan":
+            require_limited(discriminator, (losses or {}).get("penalty"))
         if temperature is not None and config.quantizer != "gumbel":
             raise ValueError(f'a temperature belongs to the quantizer "gumbel", not to {config.quantizer!r}.')
         args = vqgan_arguments("vqgan") if args is None else args
@@ -117,7 +126,7 @@ class VQGANTrainer(AdversarialTrainer):
             output.quantizer_loss,
             self.model.last_layer,
             self.critic,
-            self.schedule.factor(step),
+            self.schedule.factor(step) if self.critic_learns else 0.0,
         )
         return {**terms, "perplexity": output.perplexity, **extra}
 
@@ -168,11 +177,12 @@ class VQGANTrainer(AdversarialTrainer):
         pixels = self._prepare_inputs(inputs)["pixel_values"]
         with self.accelerator.autocast():
             output = model(pixel_values=pixels)
-            terms = self.losses.generator(pixels, output.reconstruction, output.quantizer_loss, self.model.last_layer)
+            measures = self.losses.reconstruction(pixels, output.reconstruction)
         self.evaluated.add(self.accelerator.gather_for_metrics(output.codes))
-        measures = {name: term.repeat(len(pixels)) for name, term in terms.items() if name.endswith("_loss")}
+        quantizer_loss = self.model.config.codebook_weight * output.quantizer_loss
+        loss = measures["reconstruction_loss"].mean() + quantizer_loss
         if self.model.config.task == "image":
             measures["psnr"] = peak_signal_to_noise(output.reconstruction, pixels)
         for name, value in measures.items():
             self.measured.setdefault(name, []).append(self.accelerator.gather_for_metrics(value).cpu())
-        return terms["loss"], None, None
+        return loss, None, None
