@@ -16,7 +16,7 @@ import torch
 from theory import games, ring
 from theory.divergences import best_discriminator, game
 from theory.divergences import jensen_shannon as exact_js
-from theory.report import Section, write
+from theory.report import Section, charts, write
 
 from noria.cli import Parser
 
@@ -179,17 +179,30 @@ def directions() -> Section:
     return Section("Forward and reverse Kullback-Leibler", text, header, rows, draw)
 
 
-def modes(names: Sequence[str], steps: int, seeds: int) -> Section:
-    """Modes found on the ring by each objective."""
+def cloud(samples: torch.Tensor) -> Callable[[Any], None]:
+    """How to draw samples over the ring."""
+
+    def draw(axis: Any) -> None:
+        axis.scatter(*ring.centres().T, s=60, color="#fdd0a2")
+        axis.scatter(*samples.T, s=1, color="#08519c")
+        axis.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
+
+    return draw
+
+
+def modes(names: Sequence[str], steps: int, seeds: int, folder: Path) -> Section:
+    """Modes found on the ring by each objective; the samples of the first seed are drawn into a file of their own."""
     rows, clouds = [], {}
     for name in names:
         models = [ring.trained(ring.RECIPES[name], steps, seed) for seed in range(seeds)]
         found = [ring.judged(model, seed) for seed, model in enumerate(models)]
-        clouds[name] = models[0].generate_images(500, seed=0)
+        clouds[ring.RECIPES[name].label] = cloud(models[0].generate_images(500, seed=0))
         near, distance = (sum(getattr(f, part) for f in found) / seeds for part in ("near", "distance"))
         counts = " ".join(str(f.modes) for f in found)
         rows.append([ring.RECIPES[name].label, counts, f"{100 * near:.0f}", distance])
         print(f"{ring.RECIPES[name].label}: {counts}", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    charts(clouds, folder / "gan-theory-ring.png", columns=5, side=2.6)
     draw_from = torch.Generator().manual_seed(0)
     floor = ring.assigned(ring.ring(ring.COMPARED, draw_from), ring.ring(ring.COMPARED, draw_from))
 
@@ -209,7 +222,9 @@ def modes(names: Sequence[str], steps: int, seeds: int) -> Section:
     return Section("Modes of a ring of eight Gaussians", text, ("objective", "modes", "near, %", "W"), rows, draw)
 
 
-def sections(names: Sequence[str], steps: int, seeds: int, quick: bool) -> Iterator[Callable[[], Section]]:
+def sections(
+    names: Sequence[str], steps: int, seeds: int, quick: bool, folder: Path
+) -> Iterator[Callable[[], Section]]:
     yield lambda: best(0)
     yield lambda: approach(0, [0, 30, 100] if quick else [0, 30, 100, 300, 1000])
     yield lambda: bounds(0)
@@ -218,7 +233,7 @@ def sections(names: Sequence[str], steps: int, seeds: int, quick: bool) -> Itera
     yield saturation
     yield directions
     if names:
-        yield lambda: modes(names, steps, seeds)
+        yield lambda: modes(names, steps, seeds, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -239,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if steps < 1 or seeds < 1:
             raise ValueError(f"--steps and --seeds must be at least 1, got {steps} and {seeds}")
         done = []
-        for make in sections(names, steps, seeds, options.quick):
+        for make in sections(names, steps, seeds, options.quick, options.output):
             done.append(make())
             print(done[-1].markdown() + "\n", flush=True)
         print(write(done, options.output, "gan-theory"))

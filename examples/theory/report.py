@@ -1,6 +1,6 @@
 """Tables as Markdown, charts where matplotlib is installed, and one file of each in a folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ def cell(value: Any) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
 
 
-def charts(sections: Sequence[Section], path: Path) -> bool:
-    """A panel for each section that can be drawn; False without matplotlib."""
+def charts(drawings: Mapping[str, Callable[[Any], None]], path: Path, columns: int = 2, side: float = 5.5) -> bool:
+    """A panel for each drawing, by its title; False without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -37,14 +37,14 @@ def charts(sections: Sequence[Section], path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn = [section for section in sections if section.draw]
-    rows = -(-len(drawn) // 2)
-    figure, axes = pyplot.subplots(rows, 2, figsize=(11, 3.4 * rows), layout="constrained", squeeze=False)
-    for axis in axes.ravel()[len(drawn) :]:
+    rows = -(-len(drawings) // columns)
+    size = (side * columns, 0.62 * side * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.ravel()[len(drawings) :]:
         axis.remove()
-    for axis, section in zip(axes.ravel(), drawn, strict=False):
-        section.draw(axis)
-        axis.set_title(section.title, loc="left", fontsize=9)
+    for axis, (title, draw) in zip(axes.ravel(), drawings.items(), strict=False):
+        draw(axis)
+        axis.set_title(title, loc="left", fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True
@@ -54,5 +54,5 @@ def write(sections: Sequence[Section], folder: Path, name: str) -> str:
     """Write `name`.md and `name`.png into the folder; what is to be printed last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text("\n\n".join(s.markdown() for s in sections) + "\n", encoding="utf-8")
-    drawn = charts(sections, folder / f"{name}.png")
+    drawn = charts({s.title: s.draw for s in sections if s.draw}, folder / f"{name}.png")
     return f"charts in {folder / name}.png" if drawn else "no charts: pip install 'noria[theory]'"

@@ -99,11 +99,11 @@ def trained(recipe: Recipe, steps: int, seed: int, rate: float = 3e-3) -> NoriaG
 
 
 def make_optimizer(part: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
-    """Adam; RMSProp at a tenth of the rate for WGAN's clipped critic, whose article warns of momentum."""
+    """Adam; RMSProp at a third of the rate for clipped WGAN, whose article warns of momentum."""
     if recipe.momentum:
         groups = [{"params": part.parameters(), "initial_lr": rate}]
         return torch.optim.Adam(groups, lr=rate, betas=(0.5, 0.9), fused=True)
-    return torch.optim.RMSprop([{"params": part.parameters(), "initial_lr": rate / 10}], lr=rate / 10)
+    return torch.optim.RMSprop([{"params": part.parameters(), "initial_lr": rate / 3}], lr=rate / 3)
 
 
 def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
