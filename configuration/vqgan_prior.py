@@ -16,6 +16,8 @@ CONDITIONS = ("none", "class", "coordinates", "codes", "tokens")
 TOKEN_ORDERS = ("row", "z_curve", "spiral_in", "spiral_out", "alternate", "subsample", "random")
 # Fields of the prior that may be given to the whole; `prior_config` names all others.
 PRIOR_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+# minGPT, of which VQGAN's authors made their second stages, in GPT-2's words.
+PUBLISHED = {"activation_function": "gelu", "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 DEFAULT_WIDTH, DEFAULT_DEPTH, DEFAULT_CODES, DEFAULT_GRID = 512, 8, 1024, 16
 
 
@@ -143,7 +145,7 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
                 if getattr(prior, name, value) != value:
                     raise ValueError(f"`{name}` is {value} here and {getattr(prior, name)} in `prior_config`.")
         else:
-            prior = self.prior_config = self.build_prior({**(prior or {}), **given})
+            prior = self.prior_config = self.build_prior(both(prior or {}, given))
         # A map of codes ends when it is full: the prior's ids mean codes, none of them an end.
         prior.bos_token_id = prior.eos_token_id = prior.pad_token_id = None
         if prior.vocab_size < self.vocab_size:
@@ -157,32 +159,29 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
 
     def build_prior(self, fields: dict[str, Any]) -> PreTrainedConfig:
         """A configuration of the `model_type` in `fields`, GPT-2 without one, with what is missing made to fit."""
-        fields = dict(fields)
-        model_type = fields.pop("model_type", None)
-        if model_type is None:
-            width = fields.get("hidden_size", fields.get("n_embd", DEFAULT_WIDTH))
-            published = {"activation_function": "gelu", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            sizes = {"num_hidden_layers": DEFAULT_DEPTH, "num_attention_heads": derive_heads(width)}
-            if "n_embd" not in fields:
-                sizes["hidden_size"] = width
-            fields = {**published, "initializer_range": self.initializer_range, **sizes, **fields}
-            if "intermediate_size" in fields:
-                fields["n_inner"] = fields.pop("intermediate_size")
-            model_type = "gpt2"
-        try:
-            kind = type(AutoConfig.for_model(model_type))
-        except ValueError as error:
-            raise ValueError(
-                f"`prior_config` has a `model_type` that nothing here knows: {model_type!r}. Those of noria are known "
-                "after `import noria`."
-            ) from error
-        fields.setdefault("vocab_size", self.num_ids)
-        fields.setdefault("tie_word_embeddings", False)
-        names = {"max_position_embeddings", kind.attribute_map.get("max_position_embeddings")}
-        if hasattr(kind(), "max_position_embeddings") and not names & fields.keys():
-            fields["max_position_embeddings"] = self.sequence_length
-        ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        return kind(**{**fields, **ends})
+        kind = configuration_class(fields.get("model_type", "gpt2"))
+        own = own_names(kind, fields)
+        if "model_type" not in fields:
+            width = own.setdefault("n_embd", DEFAULT_WIDTH)
+            own = {"n_layer": DEFAULT_DEPTH, "n_head": derive_heads(width), **PUBLISHED, **own}
+            own.setdefault("initializer_range", self.initializer_range)
+        positions = kind.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        if hasattr(kind(), positions):
+            own.setdefault(positions, self.sequence_length)
+        own = {"vocab_size": self.num_ids, "tie_word_embeddings": False, **own}
+        return kind(**{**own, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
+
+    @property
+    def hidden_size(self) -> int:
+        return self.prior_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.prior_config.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int | None:
+        return getattr(self.prior_config, "num_attention_heads", None)
 
     @property
     def num_tokens(self) -> int:
@@ -225,6 +224,42 @@ class NoriaVQGANPriorConfig(PreTrainedConfig):
                 raise ValueError(f"`token_order` must be one of {', '.join(TOKEN_ORDERS)}, not {self.token_order!r}.")
         elif sorted(self.token_order) != list(range(self.num_tokens)):
             raise ValueError(f"`token_order` must hold each place of the map, 0 to {self.num_tokens - 1}, once.")
+
+
+def configuration_class(model_type: str) -> type[PreTrainedConfig]:
+    """Raises ValueError for a `model_type` that is not registered."""
+    try:
+        return type(AutoConfig.for_model(model_type))
+    except ValueError as error:
+        raise ValueError(
+            f"`prior_config` has a `model_type` that nothing here knows: {model_type!r}. Those of noria are known "
+            "after `import noria`."
+        ) from error
+
+
+def own_names(kind: type[PreTrainedConfig], fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields` without their `model_type`, by the names that configurations of `kind` store them under.
+
+    Raises ValueError for a field that is given by two names with two values.
+    """
+    aliases = {"intermediate_size": "n_inner"} if kind.model_type == "gpt2" else {}
+    aliases |= kind.attribute_map
+    own: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "model_type":
+            continue
+        stored = aliases.get(name, name)
+        if own.setdefault(stored, value) != value:
+            raise ValueError(f"`{name}` is {value} here and {own[stored]} in `prior_config`, as `{stored}`.")
+    return own
+
+
+def both(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`fields` and those that are `given` beside them. Raises ValueError where they contradict one another."""
+    for name, value in given.items():
+        if fields.get(name, value) != value:
+            raise ValueError(f"`{name}` is {value} here and {fields[name]} in `prior_config`.")
+    return {**fields, **given}
 
 
 def without_type(name: str, fields: dict[str, Any], model_type: str) -> dict[str, Any]:

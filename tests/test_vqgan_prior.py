@@ -96,6 +96,9 @@ def test_sizes_follow_from_the_stages():
     assert make_config(kind="class", condition_offset=CODES).prior_config.vocab_size == CODES + 3
     assert make_config(kind="coordinates").prior_config.vocab_size == CODES + 1
     assert make_config(kind="codes", condition_size=4).condition_length == 4
+    config = NoriaVQGANPriorConfig(prior_config={"n_embd": 48, "n_layer": 3}, intermediate_size=64)
+    assert (config.hidden_size, config.num_hidden_layers, config.prior_config.n_inner) == (48, 3, 64)
+    assert config.prior_config.activation_function == "gelu"
     prior = make_config("noria_retnet").prior_config
     assert (prior.eos_token_id, prior.bos_token_id, prior.hidden_size) == (None, None, 16)
 
@@ -126,6 +129,8 @@ def test_configurations_survive_their_files(kind, tmp_path):
         ({"prior_config": {"model_type": "gpt2", "n_positions": 9}}, r"\(9\) must hold 1 tokens .* at least 16"),
         ({"prior_config": {"model_type": "noria_nothing"}}, "a `model_type` that nothing here knows: 'noria_nothing'"),
         ({"vqgan_config": {"model_type": "vit"}}, "`vqgan_config` must be of type 'noria_vqgan', not 'vit'"),
+        ({"prior_config": {"n_embd": 24}}, "`hidden_size` is 16 here and 24 in `prior_config`"),
+        ({"prior_config": {"hidden_size": 24}}, "`hidden_size` is 16 here and 24 in `prior_config`"),
         ({"prior_config": GPT2Config(n_embd=24)}, "`hidden_size` is 16 here and 24 in `prior_config`"),
     ],
 )
