@@ -6,10 +6,12 @@ PIP_ARGS ?=
 
 TEST_VENV := .venv-test
 # What `make parity` compares, and where the originals live that do not go with the newest transformers.
-ONLY ?= roformer mamba rwkv
+ONLY ?= roformer mamba rwkv vqgan
 ROFORMER_VENV := .venv-parity-roformer
 RWKV_VENV := .venv-parity-rwkv
-PARITY_READY = $(if $(filter roformer,$(ONLY)),$(ROFORMER_VENV)/.ready) $(if $(filter rwkv,$(ONLY)),$(RWKV_VENV)/.ready)
+VQGAN_VENV := .venv-parity-vqgan
+PARITY_READY = $(if $(filter roformer,$(ONLY)),$(ROFORMER_VENV)/.ready) $(if $(filter rwkv,$(ONLY)),$(RWKV_VENV)/.ready) \
+	$(if $(filter vqgan,$(ONLY)),$(VQGAN_VENV)/.ready)
 CHECK = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "noria needs Python 3.10 or newer: make PYTHON=...")'
 PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 QUESTIONS = $(shell grep -l __main__ benchmarks/*.py)
@@ -27,7 +29,7 @@ help:
 	@echo "make slow         the tests that are too slow for make test"
 	@echo "make lint         ruff check, ruff format --check, pyright on modeling/"
 	@echo "make conformance  transformers' own test mixins; TRANSFORMERS_TESTS=path/to/transformers/tests"
-	@echo "make parity       RoFormer, Mamba and RWKV against their originals in PyTorch, both ways; ONLY=... of: $(ONLY)"
+	@echo "make parity       RoFormer, Mamba, RWKV and VQGAN against their originals in PyTorch, both ways; ONLY=... of: $(ONLY)"
 	@echo "make bench        the benchmarks, into benchmarks/RESULTS.md; ARGS=--quick for a trial"
 	@echo "make wheel        wheel and sdist in dist/"
 	@echo "make clean        remove environments, builds and caches"
@@ -103,8 +105,15 @@ $(RWKV_VENV)/.ready: tests/parity/requirements-rwkv.txt
 	$(RWKV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
 	touch $@
 
+$(VQGAN_VENV)/.ready: tests/parity/requirements-taming.txt
+	@$(CHECK)
+	$(PYTHON) -m venv $(VQGAN_VENV)
+	$(VQGAN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	$(VQGAN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps taming-transformers-rom1504==0.0.6
+	touch $@
+
 parity: $(VENV)/.dev $(PARITY_READY)
-	$(ONE_THREAD) $(VENV)/bin/python tests/parity/run.py --only $(ONLY) --old-python $(ROFORMER_VENV)/bin/python --rwkv-python $(RWKV_VENV)/bin/python
+	$(ONE_THREAD) $(VENV)/bin/python tests/parity/run.py --only $(ONLY) --old-python $(ROFORMER_VENV)/bin/python --rwkv-python $(RWKV_VENV)/bin/python --vqgan-python $(VQGAN_VENV)/bin/python
 
 bench: $(VENV)/.dev
 	@for question in $(QUESTIONS); do echo "$$question"; $(VENV)/bin/python $$question --write $(ARGS) || exit 1; done
@@ -114,5 +123,5 @@ wheel: $(VENV)/.dev
 	rm -rf build *.egg-info
 
 clean:
-	rm -rf $(VENV) $(TEST_VENV) $(ROFORMER_VENV) $(RWKV_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TEST_VENV) $(ROFORMER_VENV) $(RWKV_VENV) $(VQGAN_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

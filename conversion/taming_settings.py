@@ -118,8 +118,9 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any], depth: int = 0)
     made = dict(below)
     for key, value in above.items():
         inner = made.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping) and depth < MAX_DEPTH
-        made[key] = overlaid(inner, value, depth + 1) if both else value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping) and depth < MAX_DEPTH:
+            value = overlaid(inner, value, depth + 1)
+        made[key] = value
     return made
 
 

@@ -1,6 +1,7 @@
 """Models with random weights that the originals and noria are compared on, by family, package and name of the case.
 
-A case is (class, options of its configuration); for the package `rwkv`, (version, what differs from RWKV_SIZES).
+A case is (class, options of its configuration); for the package `rwkv`, (version, what differs from RWKV_SIZES); for
+taming-transformers the options of encoder and decoder, or of a second stage.
 """
 
 VOCABULARY = 97
@@ -74,6 +75,28 @@ CASES = {
             "RWKV-7": (7, {}),
             "RWKV-7, bfloat16": (7, {"dtype": "bfloat16"}),
         },
+    },
+}
+CASES["vqgan"] = {
+    "taming-transformers-rom1504": {
+        "attention at one level": ("VQModel", {"attn_resolutions": [8]}),
+        "three widths": ("VQModel", {"ch_mult": [1, 2, 3], "num_res_blocks": 2, "attn_resolutions": [16, 4]}),
+        "no blocks": ("VQModel", {"num_res_blocks": 0}),
+        "odd maps": ("VQModel", {"resolution": 20, "ch_mult": [1, 1, 1], "attn_resolutions": [10]}),
+        "averages": ("VQModel", {"resamp_with_conv": False}),
+        "depth": ("VQModel", {"in_channels": 1, "out_ch": 1}),
+        "labels": ("VQSegmentationModel", {"in_channels": 5, "out_ch": 5}),
+        "Gumbel": ("GumbelVQ", {}),
+        "second stage, classes": (
+            "Net2NetTransformer",
+            {"condition": "class", "order": "Identity", "unmasked": False},
+        ),
+        "no condition, z-curve": ("Net2NetTransformer", {"condition": "none", "order": "ZCurve", "unmasked": False}),
+        "coordinates, random": (
+            "Net2NetTransformer",
+            {"condition": "coordinates", "order": "Random", "unmasked": False},
+        ),
+        "labels, spiral": ("Net2NetTransformer", {"condition": "codes", "order": "SpiralOut", "unmasked": True}),
     },
 }
 # Saved after a forward pass in evaluation mode, in which transformers halves weights of RWKV in place.

@@ -24,9 +24,10 @@ import noria
 HERE = Path(__file__).parent
 LIMIT = 1e-4
 TOGETHER = 17
-ROW = "{:<30} {:<26} {:>10} {:>10}"
-FORMATS = {"transformers": "transformers", "roformer": "junnyu", "rwkv": "rwkv"}
-SCRIPTS = {"rwkv": "upstream_rwkv.py"}
+ROW = "{:<36} {:<26} {:>10} {:>10}"
+TAMING = "taming-transformers-rom1504"
+FORMATS = {"transformers": "transformers", "roformer": "junnyu", "rwkv": "rwkv", TAMING: "taming"}
+SCRIPTS = {"rwkv": "upstream_rwkv.py", TAMING: "upstream_taming.py"}
 
 
 def upstream(python: str, family: str, package: str, task: str, folder: Path) -> None:
@@ -76,7 +77,26 @@ def recurrent_difference(model: torch.nn.Module, recorded: dict[str, torch.Tenso
     return max(largest(found[real], expected[real]), largest(torch.cat(parts, 1), expected[whole]))
 
 
-DIFFERENCES = {"roformer": roformer_difference, "mamba": recurrent_difference, "rwkv": recurrent_difference}
+@torch.no_grad()
+def vqgan_difference(model: torch.nn.Module, recorded: dict[str, torch.Tensor]) -> float:
+    """The largest difference in a second stage's logits, or in latents and pixels; infinite where codes differ."""
+    pixels = recorded["pixel_values"]
+    if "logits" in recorded:
+        found = model.eval()(pixel_values=pixels, condition=recorded.get("condition")).logits
+        return largest(found, recorded["logits"])
+    encoded = model.eval().encode(pixels)
+    if not torch.equal(encoded.codes, recorded["codes"]):
+        return torch.inf
+    decoded = model.decode_codes(encoded.codes)
+    return max(largest(encoded.latents, recorded["latents"]), largest(decoded, recorded["reconstruction"]))
+
+
+DIFFERENCES = {
+    "roformer": roformer_difference,
+    "mamba": recurrent_difference,
+    "rwkv": recurrent_difference,
+    "vqgan": vqgan_difference,
+}
 
 
 def load(folder: Path) -> torch.nn.Module:
@@ -151,8 +171,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="the families to compare")
     parser.add_argument("--old-python", help="for roformer: an interpreter with transformers 4.30.2, roformer 0.4.3")
     parser.add_argument("--rwkv-python", help="for rwkv: an interpreter with the package rwkv 0.8.32")
+    parser.add_argument("--vqgan-python", help=f"for vqgan: an interpreter with {TAMING} 0.0.6")
     options = parser.parse_args()
-    for family, needed in (("roformer", "old_python"), ("rwkv", "rwkv_python")):
+    for family, needed in (("roformer", "old_python"), ("rwkv", "rwkv_python"), ("vqgan", "vqgan_python")):
         if family in options.only and getattr(options, needed) is None:
             parser.error(f"{family} needs --{needed.replace('_', '-')}")
     here, old = (sys.executable, "transformers"), options.old_python
@@ -160,6 +181,7 @@ def main() -> int:
         "roformer": [(old, "roformer"), (old, "transformers"), here],
         "mamba": [here],
         "rwkv": [here, (options.rwkv_python, "rwkv")],
+        "vqgan": [(options.vqgan_python, TAMING)],
     }
     disable_progress_bar()
     print(ROW.format("original", "case", "to noria", "from noria"))
