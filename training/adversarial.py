@@ -82,6 +82,7 @@ class AdversarialTrainer(Trainer):
         self.refuse_unsupported()
         critic = nn.Module() if critic is None else critic
         self.critic = critic.to(self.args.device)
+        self.critic_learns = any(p.requires_grad for p in critic.parameters())
         self.critic_is_part = {id(p) for p in critic.parameters()} <= {id(p) for p in self.model.parameters()}
         own = critic_learning_rate, critic_max_grad_norm
         self.critic_learning_rate = self.args.learning_rate if own[0] is None else own[0]
@@ -125,10 +126,6 @@ class AdversarialTrainer(Trainer):
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Takes what `extra_state` gave."""
-
-    @property
-    def critic_learns(self) -> bool:
-        return any(p.requires_grad for p in self.critic.parameters())
 
     @property
     def generator_parameters(self) -> list[nn.Parameter]:

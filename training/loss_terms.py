@@ -24,7 +24,7 @@ class LossTerms:
     def add(self, terms: Mapping[str, Tensor | float], step: int, share: float = 1.0, prefix: str = "") -> None:
         """terms: scalars of a part of step `step` that makes up `share` of it."""
         device = self.accelerator.device
-        values = torch.stack([torch.as_tensor(term, device=device).detach().double() for term in terms.values()])
+        values = torch.stack([torch.as_tensor(term, device=device).detach().float() for term in terms.values()])
         means = self.accelerator.reduce(values, reduction="mean").tolist()
         for name, value in zip(terms, means, strict=True):
             if not isfinite(value):
