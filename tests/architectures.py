@@ -22,6 +22,7 @@ from noria import (
     NoriaRWKVConfig,
     NoriaS4Config,
     NoriaVQGANConfig,
+    NoriaVQGANPriorConfig,
 )
 
 TINY = {
@@ -165,6 +166,22 @@ GANS = [
         "gan-vectors-labels",
         NoriaGANConfig,
         {"data_size": 3, "num_labels": 4, "spectral_norm": True, "generator_norm": "layer", "initializer_range": None},
+    ),
+]
+
+# The second stage: each is a causal language model, whose laws are above, with a condition before codes.
+IMAGE_PRIORS = [
+    Entry("vqgan_prior", NoriaVQGANPriorConfig, {"grid_size": 3}),
+    Entry("vqgan_prior-classes", NoriaVQGANPriorConfig, {"grid_size": [2, 3], "condition": "class", "num_labels": 4}),
+    Entry(
+        "vqgan_prior-retnet",
+        NoriaVQGANPriorConfig,
+        {"grid_size": 3, "prior_config": {"model_type": "noria_retnet"}, "condition": "coordinates"},
+    ),
+    Entry(
+        "vqgan_prior-codes",
+        NoriaVQGANPriorConfig,
+        {"grid_size": 3, "condition": "codes", "condition_offset": 61, "num_unmasked": 9, "token_order": "spiral_in"},
     ),
 ]
 

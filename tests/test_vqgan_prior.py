@@ -1,14 +1,19 @@
 """The second stage of VQGAN: conditions, loss, sampling and windows, over priors of several families."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import IMAGE_PRIORS
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, GPT2Config, LogitsProcessorList, Trainer, TrainingArguments
 
 import noria
+import noria.hub
 from noria import NoriaVQGANConfig, NoriaVQGANPriorConfig, NoriaVQGANPriorForImageGeneration
 from noria.modeling.code_sampling import OnlyCodes, SeededChoice
 from noria.modeling.image.conditions import coordinate_ids, make_coordinates
@@ -87,6 +92,43 @@ def test_defaults_make_a_model_that_generates():
     assert type(model) is NoriaVQGANPriorForImageGeneration
     assert model.generate_codes(batch_size=2).shape == (2, 3, 3)
     assert noria.ARCHITECTURES["noria_vqgan_prior"].models == {"ForImageGeneration": type(model)}
+
+
+@pytest.mark.parametrize("entry", IMAGE_PRIORS, ids=str)
+def test_every_entry_of_the_table_learns_and_generates(entry):
+    model = entry.model("ForImageGeneration", dtype=torch.float64)
+    kind, size = model.config.condition, tuple(model.config.grid_size)
+    condition = {"class": [0, 3], "codes": torch.randint(0, 61, (2, *size))}.get(kind)
+    codes = model.generate_codes(condition, batch_size=2, seed=1)
+    assert codes.shape == (2, *size)
+    assert torch.equal(codes, model.generate_codes(condition, batch_size=2, seed=1, use_cache=False))
+    loss = model(codes=codes, condition=condition).loss
+    loss.backward()
+    assert loss.dtype == torch.float64
+    assert all(value.grad is not None for value in model.parameters())
+
+
+ALONE = """
+import sys
+sys.modules["noria"] = None  # as where it is not installed
+import torch
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+codes, images = torch.load(sys.argv[1] + "/expected.pt")
+assert torch.equal(model.generate_codes([0, 1], seed=2), codes)
+assert torch.equal(model.generate_images([0, 1], seed=2), images)
+"""
+
+
+def test_flat_code_generates_without_noria(tmp_path):
+    model = make_model()
+    noria.hub.save(model, tmp_path / "model")
+    expected = (model.generate_codes([0, 1], seed=2), model.generate_images([0, 1], seed=2))
+    torch.save(expected, tmp_path / "model" / "expected.pt")
+    places = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "model")]
+    done = subprocess.run(command, env=os.environ | places, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_sizes_follow_from_the_stages():
