@@ -155,7 +155,8 @@ class Backbone(NoriaPreTrainedModel):
     ) -> Layout:
         """Positions, padding and packing of the new tokens x (b t d)."""
         padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() != 4 else None
-        layout = find_layout(
+        prepared = attention_mask.get(RECURRENT_LAYER_TYPE) if isinstance(attention_mask, dict) else None
+        return find_layout(
             x.shape[0],
             x.shape[1],
             x.device,
@@ -166,11 +167,8 @@ class Backbone(NoriaPreTrainedModel):
             cu_seq_lens=cu_seq_lens_q,
             seq_idx=seq_idx,
             packs=not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 4),
+            mask=None if prepared is None else prepared.bool(),
         )
-        if isinstance(attention_mask, dict):
-            prepared = attention_mask.get(RECURRENT_LAYER_TYPE)
-            layout = layout._replace(mask=None if prepared is None else prepared.bool())
-        return layout
 
     def uncached_if_packed(self, cache: Cache | None, given: Cache | None, layout: Layout) -> Cache | None:
         """Softmax attention cannot tell packed sequences apart in a cache: none is made for them unasked."""

@@ -32,15 +32,17 @@ def find_layout(
     cu_seq_lens: Tensor | None = None,
     seq_idx: Tensor | None = None,
     packs: bool = True,
+    mask: Tensor | None = None,
 ) -> Layout:
     """The layout of `length` new tokens in each of `batch` rows, after `past` tokens.
 
     attention_mask (b past+t), 1 at real tokens; position_ids (b t) or (1 t); next_positions (b): the first position
     where nothing else tells; cu_seq_lens (n+1) for one row; seq_idx (b t); packs: whether positions that restart begin
-    another sequence. Raises ValueError for shapes that do not fit and, where positions tell the packing, for positions
-    that run backwards without restarting at 0.
+    another sequence; mask (b t): that of the new tokens, for a caller who has no other. Raises ValueError for shapes
+    that do not fit and, where positions tell the packing, for positions that run backwards without restarting at 0.
     """
-    mask = None if attention_mask is None else trailing_mask(attention_mask, batch, length, past)
+    if attention_mask is not None:
+        mask = trailing_mask(attention_mask, batch, length, past)
     segments = given_segments(batch, length, device, cu_seq_lens, seq_idx)
     if position_ids is not None:
         positions = check_positions(position_ids, batch, length)
@@ -67,18 +69,30 @@ def count_positions(attention_mask: Tensor) -> Tensor:
 
 
 def find_key_positions(
-    layout: Layout, attention_mask: Tensor | None, past: int | Tensor, keys: int, batch: int
+    layout: Layout,
+    attention_mask: Tensor | None,
+    past: int | Tensor,
+    keys: int,
+    batch: int,
+    visibility: Tensor | None = None,
 ) -> Tensor:
     """The place (b s) or (1 s) of each of `keys` keys: `past` cached ones, then the layout's tokens, then room.
 
-    Places of cached keys follow from `attention_mask` (b past+t) where it is given, else they count back from the
-    first new token. What stands in the room of a static cache is seen by no query.
+    Places of cached keys follow from `attention_mask` (b past+t) where it is given, else from what the last token sees
+    by `visibility` (b 1 t s), else they count back from the first new token. What stands in the room of a static cache
+    is seen by no query.
     """
     new, length = layout.positions, layout.positions.shape[1]
     if keys == length:
         return new
     slots = torch.arange(keys, device=new.device)[None]
-    if attention_mask is None:
+    if attention_mask is None and visibility is not None:
+        last = visibility[:, 0, -1]
+        seen = last if last.dtype == torch.bool else last >= 0
+        places = count_positions(seen)
+        ahead = new[:, -1:] - torch.where(seen, places, -1).amax(dim=1, keepdim=True)
+        places = places + ahead.clamp(min=0)
+    elif attention_mask is None:
         places = slots - past + new[:, :1]
     else:
         places = F.pad(count_positions(attention_mask), (0, keys - attention_mask.shape[1]))

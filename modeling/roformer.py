@@ -139,7 +139,8 @@ class NoriaRoFormerModel(RoFormerPreTrainedModel, Backbone):
         if self.sees_keys:
             keys = x.shape[1] if cache is None else cache.get_mask_sizes(x.shape[1], 0)[0]
             known = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
-            context.key_positions = find_key_positions(layout, known, past, keys, x.shape[0])
+            prepared = context.visibility if isinstance(attention_mask, dict) else None
+            context.key_positions = find_key_positions(layout, known, past, keys, x.shape[0], prepared)
         return context
 
     def make_visibility(

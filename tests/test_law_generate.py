@@ -93,9 +93,10 @@ def test_chunked_prefill(entry, chunk, tokens):
 
 
 @over(CAUSAL)
-def test_static_cache(entry, tokens):
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_static_cache(entry, side, tokens):
     model = entry.model()
-    ids, mask = ragged([tokens(1, 8)[0], tokens(1, 3, 1)[0]], "left")
+    ids, mask = ragged([tokens(1, 8)[0], tokens(1, 3, 1)[0]], side)
     expected = greedy(model, ids, attention_mask=mask)
     assert torch.equal(greedy(model, ids, attention_mask=mask, cache_implementation="static"), expected)
     cache = StaticCache(model.config, max_cache_len=64)
