@@ -152,7 +152,7 @@ class NoriaVQGANConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
 
     def validate_groups(self) -> None:
-        if self.hidden_size % self.norm_num_groups:
+        if self.hidden_size % (self.norm_num_groups or 1):
             raise ValueError(
                 f"`norm_num_groups` ({self.norm_num_groups}) must divide `hidden_size` ({self.hidden_size}), of which "
                 "all widths are multiples."

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.vqgan import NoriaVQGANConfig
 from .checked_files import CheckedFiles
@@ -57,7 +56,7 @@ class NoriaVQGANModel(CheckedFiles):
     config: NoriaVQGANConfig
     base_model_prefix = "vqgan"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     # The output's loss is a mean over pixels already.
     accepts_loss_kwargs = False
@@ -83,11 +82,12 @@ class NoriaVQGANModel(CheckedFiles):
             module.reset_parameters()
         else:
             super()._init_weights(module)
-        if hasattr(module, "initialize"):
-            module.initialize(std)
+        initialize = getattr(module, "initialize", None)
+        if initialize is not None:
+            initialize(std)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The decoder's last weight, at which VQGAN's losses are balanced."""
         return self.decoder.conv_out.weight
 
@@ -162,14 +162,20 @@ class NoriaVQGANModel(CheckedFiles):
         VQGANTrainer adds the perceptual and adversarial terms. Raises ValueError as `encode`, and where the model
         writes another number of channels than it reads.
         """
-        encoded = self.encode(pixel_values)
-        reconstruction = self.decode(encoded.quantized)
+        check_pixels(pixel_values, self.config.num_channels, self.config.downsampling)
+        latents = self.latents(pixel_values.to(self.dtype))
+        output = self.quantizer(latents)
+        reconstruction = self.pixels(output.quantized)
         reconstruction_loss = self.reconstruction_loss(reconstruction, pixel_values)
         return NoriaVQGANOutput(
-            loss=reconstruction_loss + self.config.codebook_weight * encoded.quantizer_loss,
+            loss=reconstruction_loss + self.config.codebook_weight * output.loss,
             reconstruction=reconstruction,
+            codes=output.codes,
+            quantized=output.quantized,
+            latents=latents,
             reconstruction_loss=reconstruction_loss,
-            **{name: encoded[name] for name in ("codes", "quantized", "latents", "quantizer_loss", "perplexity")},
+            quantizer_loss=output.loss,
+            perplexity=output.perplexity,
         )
 
     def reconstruction_loss(self, reconstruction: Tensor, pixel_values: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ class Encoder(Checkpointed):
     def __init__(self, config: NoriaVQGANConfig) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(config.num_channels, config.hidden_size, 3, padding=1)
-        self.down = nn.ModuleList(EncoderLevel(level, config) for level in range(len(config.channel_multipliers)))
-        width = self.down[-1].width
+        levels = [EncoderLevel(level, config) for level in range(len(config.channel_multipliers))]
+        self.down = nn.ModuleList(levels)
+        width = levels[-1].width
         self.mid = Middle(width, config)
         self.norm_out = make_norm(width, config)
         self.conv_out = nn.Conv2d(width, config.latent_channels * (1 + config.double_latent), 3, padding=1)

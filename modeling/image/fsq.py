@@ -7,6 +7,7 @@ model is made. There is nothing to learn but the maps into the channels and out 
 """
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class RoundingQuantizer(Quantizer):
     """A linear map into as many channels as there are levels, rounding, and a linear map back."""
 
     sizes: Tensor
+    rounding: Any
 
     def __init__(self, config: NoriaVQGANConfig) -> None:
         super().__init__(config)

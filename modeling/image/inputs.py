@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..ops.dispatch import is_tracing_graph
+
 
 def check_pixels(pixels: Tensor, channels: int, factor: int) -> None:
-    """Raises ValueError unless `pixels` is (b c h w), floating, with `channels`, finite, both sides multiples of `factor`."""
+    """Raises ValueError unless `pixels` is (b c h w), floating and finite, with sides that `factor` divides."""
     if not pixels.is_floating_point():
         raise ValueError(f"images must be floating-point numbers from -1 to 1, not {pixels.dtype}.")
     if pixels.ndim != 4:
@@ -44,4 +46,4 @@ def check_latents(latents: Tensor, width: int) -> None:
 
 def readable(x: Tensor) -> bool:
     """Whether the values of `x` may be looked at: not where a graph is traced, nor where there are none."""
-    return not (x.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (x.is_meta or torch.compiler.is_compiling() or is_tracing_graph())

@@ -15,7 +15,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def make_norm(width: int, config: NoriaVQGANConfig) -> GroupNorm:
-    return GroupNorm(config.norm_num_groups, width, eps=config.norm_eps)
+    return GroupNorm(config.norm_num_groups or 1, width, eps=config.norm_eps)
 
 
 class ResidualBlock(nn.Module):

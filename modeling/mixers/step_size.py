@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 
-def fill(parameter: nn.Parameter, values: Tensor) -> None:
-    """Give a parameter its first values, unless it was loaded."""
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Give a parameter or a buffer its first values, unless it was loaded."""
     if not getattr(parameter, "_is_hf_initialized", False):
         with torch.no_grad():
             parameter.copy_(values)
