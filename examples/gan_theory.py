@@ -240,13 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="gan_theory.py", description=(__doc__ or "").partition("\n")[0])
     known = ", ".join(ring.RECIPES)
     parser.add_argument("--objectives", nargs="*", metavar="NAME", help=f"that are tried on the ring (all): {known}")
-    parser.add_argument("--steps", type=int, help="of a generator on the ring (2000)")
+    parser.add_argument("--steps", type=int, help="of a generator on the ring (1500)")
     parser.add_argument("--seeds", type=int, help="GANs for each objective (3)")
     parser.add_argument("--quick", action="store_true", help="two objectives, one seed, 50 steps unless given")
     parser.add_argument("--output", type=Path, default=Path("noria-gan-theory"), metavar="FOLDER")
     options = parser.parse_args(arguments)
     names = options.objectives if options.objectives is not None else list(QUICK if options.quick else ring.RECIPES)
-    steps = options.steps if options.steps is not None else 50 if options.quick else 2000
+    steps = options.steps if options.steps is not None else 50 if options.quick else 1500
     seeds = options.seeds if options.seeds is not None else 1 if options.quick else 3
     try:
         if unknown := [name for name in names if name not in ring.RECIPES]:

@@ -73,10 +73,9 @@ def ring(number: int, draw: torch.Generator) -> Tensor:
 def trained(recipe: Recipe, steps: int, seed: int, rate: float = 3e-3) -> NoriaGANModel:
     """A GAN whose generator took `steps` steps, at a rate that falls to zero."""
     torch.manual_seed(seed)
-    config = NoriaGANConfig(
-        data_size=2, latent_size=8, generator_widths=[64, 64], critic_widths=[64, 64], generator_norm="none",
-        critic_norm="none", spectral_norm=recipe.spectral,
-    )  # fmt: skip
+    widths = {"generator_widths": [64, 64], "critic_widths": [64, 64]}
+    norms = {"generator_norm": "none", "critic_norm": "none", "spectral_norm": recipe.spectral}
+    config = NoriaGANConfig(data_size=2, latent_size=8, **widths, **norms)
     model, objective = NoriaGANModel(config), make_objective(recipe.objective)
     draw = torch.Generator().manual_seed(seed)
     critic, generator = (make_optimizer(part, recipe, rate) for part in (model.critic, model.generator))
