@@ -6,7 +6,7 @@ from pathlib import Path
 
 QUESTIONS = (
     *("attention", "peers", "models", "decode", "memory", "encoders", "rotary"),
-    *("selective_scan", "ssd", "wkv", "s4", "lru", "gpu"),
+    *("selective_scan", "ssd", "wkv", "s4", "lru", "images", "gpu"),
 )
 
 

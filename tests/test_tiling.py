@@ -150,7 +150,7 @@ def test_a_model_encodes_and_decodes_in_tiles(model):
     assert near < 0.05
     decoded, pieced = model.decode(whole.quantized), model.decode_tiled(whole.quantized, tile=64, overlap=16)
     assert pieced.shape == decoded.shape
-    assert (pieced - decoded).square().mean() / decoded.var() < 0.1
+    assert (pieced - decoded).square().mean() / decoded.var() < 0.3
 
 
 @torch.no_grad()
