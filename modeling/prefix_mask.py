@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -33,6 +34,8 @@ class PrefixMask:
             return args, kwargs
         length, dtype = tokens.shape[1], next(model.parameters()).dtype
         mask = prefix_visibility(length, self.prefix, dtype, tokens.device)
+        keys = length if cache is None else cache.get_mask_sizes(length, 0)[0]  # a static cache has room for more
+        mask = F.pad(mask, (0, keys - length), value=torch.finfo(dtype).min)
         return args, {**kwargs, "attention_mask": mask.expand(tokens.shape[0], -1, -1, -1)}
 
 

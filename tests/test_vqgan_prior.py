@@ -488,6 +488,8 @@ def test_windows_ask_for_rows_and_for_conditions_of_the_maps_size():
         make_model(kind="codes").generate_codes(make_condition("codes"), size=(5, 5))
     small = make_model().generate_codes([0, 1], size=(3, 5), window=(3, 2), seed=1)
     assert small.shape == (2, 3, 5)
+    whole = make_model("noria_retnet").generate_codes([0, 1], size=(5, 6), window=(5, 6))  # no positions that end
+    assert whole.shape == (2, 5, 6)
 
 
 @pytest.mark.parametrize("prior", ["gpt2", "llama", "noria_roformer"])
@@ -514,7 +516,11 @@ def test_unmasked_tokens_see_one_another(prior, attention):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, plain(codes=codes, condition=condition).logits)
     assert not torch.equal(*first)
-    assert torch.equal(model.generate_codes(condition), model.generate_codes(condition, use_cache=False))
+    codes = model.generate_codes(condition)
+    assert torch.equal(codes, model.generate_codes(condition, use_cache=False))
+    if prior != "noria_roformer":
+        still = {"cache_implementation": "static", "disable_compile": True}
+        assert torch.equal(codes, model.generate_codes(condition, **still))
 
 
 def test_unmasked_tokens_need_softmax_attention():
@@ -598,6 +604,11 @@ def test_lora_and_checkpointing(prior):
     adapted.eval()
     codes = adapted.base_model.model.generate_codes([0, 1])
     merged = adapted.merge_and_unload()
+    alone = get_peft_model(make_model(prior).prior, LoraConfig(task_type="CAUSAL_LM", target_modules=targets, r=2))
+    within = make_model(prior)
+    expected, within.prior = within.generate_codes([0, 1]), alone.eval()
+    assert torch.equal(within.generate_codes([0, 1]), expected)  # LoRA begins with nothing
+    torch.testing.assert_close(within(**inputs).loss, make_model(prior)(**inputs).loss)
     assert torch.equal(merged.generate_codes([0, 1]), codes)
 
 
