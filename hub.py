@@ -15,15 +15,16 @@ from typing import Any
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
 
 from .cards import card, pictures
 from .conversion.target import atomic_folder
 from .flat_code import flat_name, flatten, source_of
 from .model_folder import CONFIG, count_parameters, find_architecture, read_config
 from .network import reaching_the_hub
-from .registry import AUTO_CLASSES, TOKENIZERS, Architecture
+from .registry import AUTO_CLASSES, IMAGE_PROCESSORS, TOKENIZERS, Architecture
 
-README, TOKENIZER_CONFIG = "README.md", "tokenizer_config.json"
+README, TOKENIZER_CONFIG, IMAGE_CONFIG = "README.md", "tokenizer_config.json", "preprocessor_config.json"
 
 
 def write_code(model_or_config: PreTrainedModel | PreTrainedConfig, folder: str | os.PathLike) -> list[Path]:
@@ -45,8 +46,13 @@ def write_code(model_or_config: PreTrainedModel | PreTrainedConfig, folder: str 
     return add_code(folder, architecture)
 
 
-def save(model: PreTrainedModel, folder: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
-    """Save a model with its tokenizer, the code that loads it without noria, and its card; returns the folder.
+def save(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: BaseImageProcessor | None = None,
+) -> Path:
+    """Save a model, what prepares its input, the code that loads it without noria, and its card; returns the folder.
 
     The folder, which must be new or empty, appears complete or not at all. Raises ValueError for a model that is not
     noria's, FileExistsError for a folder that is taken, OSError for one that cannot be written.
@@ -54,8 +60,9 @@ def save(model: PreTrainedModel, folder: str | os.PathLike, tokenizer: PreTraine
     find_architecture(getattr(model.config, "model_type", None))
     with atomic_folder(Path(folder)) as part:
         model.save_pretrained(part)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
+        for preparation in (tokenizer, image_processor):
+            if preparation is not None:
+                preparation.save_pretrained(part)
         write_code(model, part)
         write_card(part, name=Path(folder).name)
     return Path(folder)
@@ -121,11 +128,12 @@ def open_repo(api: HfApi, repo: str, private: bool | None, revision: str | None)
 
 
 def add_code(folder: Path, architecture: Architecture) -> list[Path]:
-    """The code of `architecture`, of its tokenizer, and their `auto_map`, added to a folder with a config.json."""
+    """The code of `architecture` and of what prepares its input, and their `auto_map`, added to a model's folder."""
     config = read_config(folder)
     names = auto_map(architecture)
     written = write_flat(folder, *{x.__module__ for x in classes(architecture).values()})
     written += add_tokenizer_code(folder)
+    written += add_image_processor_code(folder)
     write_json(folder / CONFIG, {**config, "auto_map": {**(config.get("auto_map") or {}), **names}})
     return written
 
@@ -147,6 +155,18 @@ def add_tokenizer_code(folder: Path) -> list[Path]:
         if plain.is_file() and plain.read_text(encoding="utf-8") == source_of(f"{package}.{name}"):
             plain.unlink()
     return written
+
+
+def add_image_processor_code(folder: Path) -> list[Path]:
+    """The code of an image processor that only noria has, added to the folder where it was saved."""
+    path = folder / IMAGE_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    processor = {x.__name__: x for x in IMAGE_PROCESSORS.values()}.get(config.get("image_processor_type"))
+    if processor is None:
+        return []
+    names = {**(config.get("auto_map") or {}), "AutoImageProcessor": flat_reference(processor)}
+    write_json(path, {**config, "auto_map": names})
+    return write_flat(folder, processor.__module__)
 
 
 def write_flat(folder: Path, *modules: str) -> list[Path]:

@@ -4,8 +4,8 @@ Network     the f16 model of 72 M parameters, random weights, one image of 256 x
             ours with the same weights, ours in channels_last, and that in bfloat16. `error` is the largest difference
             from ours in float64, relative to its largest value; `rms` the root of the mean square, relative to theirs;
             `codes` the share of codes that are those of float64
-Search      vectors of 256 numbers: taming's |z|^2 + |e|^2 - 2 z e, then argmin, and our search in blocks; `peak` is what
-            it adds to resident memory, in a fresh process
+Search      vectors of 256 numbers: taming's |z|^2 + |e|^2 - 2 z e, then argmin, and our search in blocks; `peak` is
+            what it adds to resident memory, in a fresh process
 Tiles       the same model on 1,024 x 1,024: whole, and in tiles of 256 that share 64; differences are from the whole.
             Norms of random weights hang on their tile's contrast far more than trained ones do
 Sampling    NoriaVQGANPriorForImageGeneration over priors of one size: codes a second in generate_codes(), sampled, and

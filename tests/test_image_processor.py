@@ -1,6 +1,7 @@
 """Every kind of picture becomes pixels that a model takes, or an error that names its file; and pixels come back."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from noria import NoriaVQGANConfig, NoriaVQGANImageProcessor, NoriaVQGANModel
+from noria import NoriaVQGANConfig, NoriaVQGANImageProcessor, NoriaVQGANModel, hub
 from noria.image_processing.folder import ImageFolder, find_images
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -402,6 +403,27 @@ def test_it_is_saved_with_the_model(crop_size, tmp_path):
     image = gradient(33, 64)
     assert torch.equal(pixels(again, image), pixels(processor, image))
     assert NoriaVQGANImageProcessor.from_pretrained(tmp_path, size=64, crop_size=64).size == {"shortest_edge": 64}
+
+
+def test_its_code_travels_with_the_model(tmp_path):
+    model = NoriaVQGANModel(config())
+    folder = hub.save(model, tmp_path / "model", image_processor=NoriaVQGANImageProcessor.for_model(model))
+    program = f"""
+import sys
+class Absent:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] == "noria":
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import numpy
+from transformers import AutoImageProcessor
+processor = AutoImageProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
+print(processor(numpy.zeros((20, 30, 3), numpy.uint8), return_tensors="pt")["pixel_values"].shape)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    assert "torch.Size([1, 3, 16, 16])" in done.stdout
 
 
 def test_without_pillow_the_package_works_and_the_processor_says_what_is_missing():
