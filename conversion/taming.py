@@ -118,9 +118,7 @@ def second_stage(
 TAMING = Format(
     name="taming",
     upstream="taming-transformers",
-    arguments=dict.fromkeys(
-        (*VQGAN_ARGUMENTS, *AUTOENCODER, *PRIOR_ARGUMENTS, *GPT, "model", "params", *CHOICES)
-    ).keys(),
+    arguments=frozenset((*VQGAN_ARGUMENTS, *AUTOENCODER, *PRIOR_ARGUMENTS, *GPT, "model", "params", *CHOICES)),
     config_classes=(NoriaVQGANConfig, NoriaVQGANPriorConfig),
     plan=plan,
     rules=rules,

@@ -28,7 +28,7 @@ def discriminator_writer(tensors: Mapping[str, Tensor], loss: Constructor) -> Ca
 
     def write(folder: Path) -> None:
         write_safetensors(folder / WEIGHTS, state, {"format": "pt"})
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2, default=str) + "\n", "utf-8")
 
     return write
 

@@ -239,3 +239,15 @@ def test_running_means_of_the_weights_can_be_the_model(weights, tmp_path):
     back = torch.load(tmp_path / "back" / "last.ckpt", weights_only=True)["state_dict"]
     assert list(back) == list(state)
     assert all(same_bytes(tensor, back[name]) for name, tensor in state.items())
+
+
+def test_a_prefix_before_all_names_is_kept(golden, tmp_path):
+    about, recorded, _ = golden("vqgan")
+    state = torch.load(GOLDEN / "vqgan" / "last.ckpt", weights_only=True)["state_dict"]
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    convert("taming", tmp_path / "last.ckpt", tmp_path / "model")
+    check_model(load_model(tmp_path / "model"), recorded, about)
+    assert "main.0.weight" in load_file(tmp_path / "model" / "discriminator.safetensors")
+    export("taming", tmp_path / "model", tmp_path / "back")
+    assert list(torch.load(tmp_path / "back" / "last.ckpt", weights_only=True)["state_dict"]) == list(state)

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_the_yaml_is_found_where_runs_keep_it(weights, configuration, source, tm
     export("taming", tmp_path / "model", tmp_path / "back")
     back = sorted(path.name for path in (tmp_path / "back").iterdir())
     assert back == sorted([Path(weights).name, Path(configuration).name])
+
+
+def test_an_archive_is_read_as_latent_diffusion_publishes_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "vq-f2.zip", "w") as archive:
+        archive.write(CASE / "last.ckpt", "model.ckpt")
+        archive.write(CASE / "model.yaml", "config.yaml")
+    convert("taming", tmp_path / "vq-f2.zip", tmp_path / "model")
+    assert AutoConfig.from_pretrained(tmp_path / "model").image_size == 8
+    assert (tmp_path / "model" / "upstream" / "config.yaml").is_file()
 
 
 def test_later_yaml_files_of_a_run_come_over_earlier_ones(tmp_path):
