@@ -39,7 +39,7 @@ def pixels(images: Tensor) -> Tensor:
 
 def train(images: Tensor, labels: Tensor, options: Namespace) -> NoriaGANModel:
     """The mean of a trained model's weights; what was logged is printed."""
-    limited = options.penalty is not None or options.objective == "wgan"
+    limited = options.spectral_norm or options.penalty is not None or options.objective == "wgan"
     config = NoriaGANConfig(
         generator=options.network,
         hidden_size=options.hidden_size,
@@ -47,6 +47,7 @@ def train(images: Tensor, labels: Tensor, options: Namespace) -> NoriaGANModel:
         num_channels=1,
         num_labels=KINDS,
         critic_norm="none" if limited else None,
+        spectral_norm=options.spectral_norm,
     )
     settings = {"learning_rate": options.learning_rate} if options.learning_rate else {}
     with TemporaryDirectory() as scratch:
@@ -137,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="train_gan.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--objective", choices=OBJECTIVES, default="non_saturating", help="(non_saturating)")
     parser.add_argument("--penalty", choices=PENALTIES, help="on the critic's gradient (none)")
+    parser.add_argument("--spectral-norm", action="store_true", help="in the critic")
     parser.add_argument("--network", choices=("mlp", "dcgan"), default="mlp", help="of generator and critic (mlp)")
     parser.add_argument("--hidden-size", type=int, default=128, help="of the narrowest layer (128)")
     parser.add_argument("--steps", type=int, default=4000, help="of the critic (4000)")

@@ -30,7 +30,7 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "choices", [[], ["--objective", "wgan", "--penalty", "lipschitz", "--network", "dcgan"], ["--objective", "wgan"]]
+    "choices", [["--spectral-norm"], ["--objective", "wgan"], ["--penalty", "lipschitz", "--network", "dcgan"]]
 )
 def test_a_gan_is_trained_judged_and_saved(script, images, tmp_path, capsys, choices):
     folder = tmp_path / "gan"

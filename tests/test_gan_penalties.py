@@ -63,6 +63,17 @@ def test_penalties_teach_the_weights_and_not_the_samples(name):
     assert PENALTY_WEIGHTS.keys() == PENALTIES.keys()
 
 
+@pytest.mark.parametrize("name", PENALTIES)
+def test_autocast_leaves_a_penalty_in_single_precision(name):
+    critic = PatchDiscriminator(3, 4, 1, norm="none", spectral_norm=True)
+    real, fake = (x.float() for x in samples(2, 3, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        penalty = PENALTIES[name](critic, real, fake)
+    assert penalty.dtype == torch.float32
+    penalty.backward()
+    assert all(p.grad.isfinite().all() for p in critic.parameters() if p.grad is not None)
+
+
 def test_a_flat_critic_is_penalised_without_a_gradient_of_infinity():
     critic = nn.Linear(3, 1)
     nn.init.zeros_(critic.weight)
