@@ -1,5 +1,6 @@
 """Adversarial training: alternation, accumulation, resuming to the bit, two processes as one, and what stops it."""
 
+import gc
 import json
 import os
 import socket
@@ -18,6 +19,14 @@ from noria.modeling.image.patch_discriminator import PatchDiscriminator
 from noria.training.adversarial import AdversarialTrainer
 from noria.training.adversarial_schedule import AdversarialSchedule
 from noria.training.vqgan_trainer import VQGANTrainer, vqgan_arguments
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_objects_are_not_searched():
+    """The Trainer has garbage collected whenever it begins, which takes longer than training here."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tiny_model(**changes):
@@ -65,6 +74,7 @@ RUNS = {
     "bf16": {"args": {"bf16": True}},
     "averaged": {"ema_decay": 0.5},
     "several epochs": {"rows": 6, "args": {"per_device_train_batch_size": 2}},
+    "checkpointed": {"args": {"gradient_checkpointing": True}},
     "clipped": {"args": {"max_grad_norm": 0.1, "lr_scheduler_type": "cosine"}, "critic_max_grad_norm": 0.2},
     "penalty": {"norm": "none", "losses": {"penalty": "gradient", "objective": "wgan", "delta": 1e-6}},
     "dropout and plateau": {"start": "plateau", "changes": {"dropout": 0.3}},
@@ -134,10 +144,6 @@ def test_accumulated_batches_weigh_as_one(rows, tmp_path):
             train_dataset=images(rows),
             args=args,
             losses={"adaptive": False, "discriminator_weight": 0.1},
-        )
-        torch.manual_seed(0)
-        trainer.critic.load_state_dict(
-            PatchDiscriminator(hidden_size=4, num_hidden_layers=1, norm="none").state_dict()
         )
         trainer.train()
         weights.append([*trainer.model.state_dict().values(), *trainer.critic.state_dict().values()])
@@ -308,6 +314,7 @@ def test_segmentation_is_trained_without_a_discriminator(tmp_path):
         ({"n_critic": 0}, "n_critic"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"args": {"fp16": True}}, "bf16"),
+        ({"args": {"torch_compile": True}}, "compile"),
         ({"temperature": lambda step: 1.0}, "gumbel"),
         ({"losses": {"objective": "wgan"}}, "penalty"),
         ({"losses": {"objective": "cheap"}}, "cheap"),
@@ -319,28 +326,54 @@ def test_settings_that_do_not_fit_are_refused(settings, words, tmp_path):
         make_trainer(tmp_path, **settings)
 
 
+@pytest.mark.parametrize(("side", "layers"), [(256, 3), (32, 3), (16, 2), (8, 1)])
+def test_the_default_discriminator_fits_the_images(side, layers, tmp_path):
+    model = tiny_model(image_size=side)
+    trainer = VQGANTrainer(model, arguments(tmp_path), perceptual="none")
+    assert trainer.critic.num_hidden_layers == layers
+    assert trainer.critic(torch.zeros(2, 3, side, side)).numel() >= 2
+
+
+def test_a_discriminator_too_deep_for_the_images_is_refused_at_once(tmp_path):
+    trainer = make_trainer(tmp_path, start=3, discriminator=PatchDiscriminator(hidden_size=4, num_hidden_layers=3))
+    with pytest.raises(ValueError, match="24 pixels"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_a_perceptual_loss_must_be_chosen(tmp_path):
     with pytest.raises(TypeError, match="perceptual"):
         VQGANTrainer(tiny_model(), arguments(tmp_path))
 
 
+# What processes that work together compute as one does, and what they can at least go on with to the bit.
+EXACT = {"vq": {}, "ema": {"quantizer": "ema"}}
+NOISY = {"noisy": {"quantizer": "ema", "revive_after": 2, "dropout": 0.2}}
+
+
 def worker(folder, batch):
-    """What each process of a distributed run does: three steps for each quantizer, of which the first one tells."""
-    for quantizer in ("vq", "ema"):
-        model = tiny_model(quantizer=quantizer)
-        torch.manual_seed(2)
-        discriminator = PatchDiscriminator(hidden_size=4, num_hidden_layers=1, norm="none")
-        args = {"per_device_train_batch_size": batch, "max_steps": 3, "save_steps": 3} | SGD
+    """What each process of a distributed run does: three steps of each kind, the last of them once more."""
+    for name, changes in (EXACT | NOISY).items():
+        args = {"per_device_train_batch_size": batch, "max_steps": 3, "save_steps": 1, "bf16": name in NOISY} | SGD
         args |= {"per_device_eval_batch_size": batch}
-        settings = {"discriminator": discriminator, "eval_dataset": images(5), "start": 0, "args": args}
-        trainer = make_trainer(folder / quantizer, model, rows=12, **settings)
+        settings = {"norm": "batch" if name in NOISY else "none", "eval_dataset": images(5), "start": 0, "args": args}
+        settings |= {"rows": 12, "ema_decay": 0.5}
+
+        def begun(changes=changes, settings=settings, path=folder / name):
+            model = tiny_model(**changes)
+            return make_trainer(path, model, **settings)
+
+        trainer, resumed = begun(), begun()
         trainer.train()
         told = trainer.evaluate()
         if trainer.is_world_process_zero():
             told |= {
-                name: logged(trainer, name) for name in ("loss", "d_weight", "critic_loss", "train_codebook_usage")
+                term: logged(trainer, term) for term in ("loss", "d_weight", "critic_loss", "train_codebook_usage")
             }
-            (folder / quantizer / "told.json").write_text(json.dumps(told), encoding="utf-8")
+            (folder / name / "told.json").write_text(json.dumps(told), encoding="utf-8")
+        resumed.train(resume_from_checkpoint=str(folder / name / "checkpoint-2"))
+        for part in ("model", "critic", "average"):
+            assert same(getattr(trainer, part), getattr(resumed, part)), f"{name}: {part}"
 
 
 def launch(folder, processes, batch):
@@ -363,16 +396,16 @@ def launch(folder, processes, batch):
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     worker(tmp_path / "one", 4)
     launch(tmp_path / "two", 2, 2)
-    for quantizer in ("vq", "ema"):
-        one, two = (tmp_path / name / quantizer for name in ("one", "two"))
-        for name in ("model", "discriminator"):
-            mine, other = (load_file(path / "checkpoint-3" / f"{name}.safetensors") for path in (one, two))
+    for name in EXACT:
+        one, two = (tmp_path / processes / name for processes in ("one", "two"))
+        for part in ("model", "discriminator", "ema"):
+            mine, other = (load_file(path / "checkpoint-3" / f"{part}.safetensors") for path in (one, two))
             assert mine.keys() == other.keys()
             assert max((mine[key].double() - other[key].double()).abs().max().item() for key in mine) < 1e-5
         told, theirs = (json.loads((path / "told.json").read_text(encoding="utf-8")) for path in (one, two))
-        of_evaluation = [f"eval_{name}" for name in ("codebook_usage", "codebook_perplexity", "psnr", "pixel_loss")]
-        for name in ("loss", "d_weight", "critic_loss", "train_codebook_usage", *of_evaluation):
-            assert theirs[name] == pytest.approx(told[name], rel=1e-4)
+        of_evaluation = [f"eval_{term}" for term in ("codebook_usage", "codebook_perplexity", "psnr", "pixel_loss")]
+        for term in ("loss", "d_weight", "critic_loss", "train_codebook_usage", *of_evaluation):
+            assert theirs[term] == pytest.approx(told[term], rel=1e-4)
 
 
 if __name__ == "__main__":

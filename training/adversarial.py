@@ -6,7 +6,6 @@ out all steps but each n-th one. Goodfellow et al. 2014 (arXiv:1406.2661), Arjov
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from .adversarial_checkpoint import load_adversary, save_adversary
-from .data_parallel import Replica, average_gradients, frozen, synchronise
+from .critic_optimizer import make_critic_optimizer
+from .data_parallel import Replica, average_gradients, average_statistics, frozen, synchronise
 from .loss_terms import LossTerms
 
 
@@ -34,6 +34,9 @@ class Alternation(TrainerCallback):
 
     def on_optimizer_step(self, *args: object, **kwargs: object) -> None:
         self.trainer.critic_step()
+
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
+        self.trainer.average_statistics()
 
 
 class AdversarialTrainer(Trainer):
@@ -101,6 +104,10 @@ class AdversarialTrainer(Trainer):
     def refuse_unsupported(self) -> None:
         if self.args.fp16:
             raise ValueError("two networks cannot share fp16's loss scale; use bf16=True.")
+        if self.args.torch_compile:
+            raise ValueError(
+                "torch_compile would compile one network of two; call `compile()` of those that gain by it."
+            )
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError("AdversarialTrainer keeps whole networks on each process: no DeepSpeed, no FSDP.")
         if self.args.n_gpu > 1:
@@ -158,16 +165,7 @@ class AdversarialTrainer(Trainer):
 
     def create_critic_optimizer(self) -> Optimizer:
         """The optimizer that `args` name, with the critic's own learning rate."""
-        args = copy(self.args)
-        args.learning_rate = self.critic_learning_rate
-        kind, settings = self.get_optimizer_cls_and_kwargs(args, self.critic)
-        decaying, trained = set(self.get_decay_parameter_names(self.critic)), self.critic.named_parameters()
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for name, parameter in trained:
-            if parameter.requires_grad:
-                groups[name in decaying].append(parameter)
-        decay = {True: args.weight_decay, False: 0.0}
-        return kind([{"params": groups[is_], "weight_decay": decay[is_]} for is_ in groups], **settings)
+        return make_critic_optimizer(self, self.critic, self.critic_learning_rate)
 
     def create_critic_scheduler(self, num_training_steps: int) -> LRScheduler:
         """What `create_scheduler` makes of the critic's optimizer."""
@@ -264,12 +262,20 @@ class AdversarialTrainer(Trainer):
         finally:
             self.model = own
 
+    def average_statistics(self) -> None:
+        """Batch norms have seen each process's own rows: all go on with the mean of what they noted."""
+        for module in (self.model, self.critic, self.average):
+            if module is not None:
+                average_statistics(module, self.accelerator)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self.average_statistics()
         with self.averaged():
             return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if _internal_call:
+            self.average_statistics()
             return super().save_model(output_dir, _internal_call=True)
         with self.averaged():
             return super().save_model(output_dir)

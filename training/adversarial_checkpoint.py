@@ -42,11 +42,10 @@ def load_adversary(trainer: Any, folder: str) -> None:
     missing = [name for name in wanted if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} cannot be resumed by {type(trainer).__name__}: it has no {missing[0]}.")
-    device = str(trainer.args.device)
     if not trainer.critic_is_part:
-        load_model(trainer.critic, path / CRITIC, device=device)
+        load_model(trainer.critic, path / CRITIC)
     if trainer.average is not None:
-        load_model(trainer.average, path / AVERAGE, device=device)
+        load_model(trainer.average, path / AVERAGE)
     if trainer.critic_learns:
         trainer.critic_optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
         trainer.critic_scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))

@@ -49,14 +49,23 @@ def synchronise(module: nn.Module, accelerator: Accelerator) -> None:
             tensor.copy_(broadcast(tensor.detach().clone(), from_process=0))
 
 
-@torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
     """The mean of all processes' gradients takes the place of each one's own."""
+    average((parameter.grad for parameter in parameters if parameter.grad is not None), accelerator)
+
+
+def average_statistics(module: nn.Module, accelerator: Accelerator) -> None:
+    """The same for buffers, such as a batch norm's running mean and variance, which each process has of its rows."""
+    average((buffer for buffer in module.buffers() if buffer.is_floating_point()), accelerator)
+
+
+@torch.no_grad()
+def average(tensors: Iterable[Tensor], accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
-        for bucket in buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
-            flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in bucket]), reduction="mean")
-            for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
+        for bucket in buckets(list(tensors)):
+            flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in bucket]), reduction="mean")
+            for tensor, mean in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
 
 
 def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..configuration.vqgan import NoriaVQGANConfig
 from ..modeling.image.patch_discriminator import PatchDiscriminator
 from ..modeling.vqgan import NoriaVQGANModel
 from .adversarial import AdversarialTrainer
@@ -45,6 +46,12 @@ def vqgan_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments
         "report_to": "none",
     }
     return TrainingArguments(str(output_dir), **{**published, **changes})
+
+
+def default_discriminator(config: NoriaVQGANConfig) -> PatchDiscriminator:
+    """Patches of 70 pixels, as published, or smaller ones where the images do not hold one."""
+    layers = max((n for n in (1, 2, 3) if 3 * 2**n <= config.image_size), default=1)
+    return PatchDiscriminator(config.num_channels, num_hidden_layers=layers)
 
 
 def require_limited(discriminator: nn.Module, penalty: str | None) -> None:
@@ -83,7 +90,7 @@ class VQGANTrainer(AdversarialTrainer):
     ) -> None:
         config = model.config
         if discriminator == "default":
-            discriminator = PatchDiscriminator(config.num_channels) if config.task == "image" else None
+            discriminator = default_discriminator(config) if config.task == "image" else None
         if discriminator is not None and config.task != "image":
             raise ValueError(f"a discriminator judges images: the model's task is {config.task!r}, so give None.")
         if discriminator is not None and (losses or {}).get("objective") == "wgan":
@@ -108,12 +115,14 @@ class VQGANTrainer(AdversarialTrainer):
         self.add_callback(EpochUsage(self))
 
     def begin(self) -> None:
+        self.probed = not self.critic_learns
         self.schedule.begin(self.state.max_steps)
         self.usage.clear()
         super().begin()
 
     def generator_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         step = self.state.global_step
+        self.probe(batch["pixel_values"])
         extra = {}
         if self.temperature is not None:
             self.model.quantizer.temperature = extra["temperature"] = self.temperature(step)
@@ -129,6 +138,14 @@ class VQGANTrainer(AdversarialTrainer):
             self.schedule.factor(step) if self.critic_learns else 0.0,
         )
         return {**terms, "perplexity": output.perplexity, **extra}
+
+    def probe(self, pixels: Tensor) -> None:
+        """Lets a discriminator that cannot read the images fail in the first step, not when it joins."""
+        if not self.probed:
+            with torch.no_grad():
+                self.critic.eval()(pixels[:1])
+            self.critic.train()
+            self.probed = True
 
     def critic_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if not self.schedule.started(self.state.global_step) or not self.losses.discriminator_weight:
