@@ -24,7 +24,7 @@ from .quickstart_image_settings import ImageSettings
 from .settings import checkpoint_of, plan
 
 COLUMNS, PAIRS, SAMPLES = 12, 3, 10
-SAMPLING = {"temperature": 1.0, "top_k": 64}
+SAMPLING = {"temperature": 0.9, "top_k": 32}
 
 
 def quickstart_image(
@@ -123,6 +123,6 @@ def loading(folder: str) -> str:
     return (
         "    import noria, transformers\n"
         f"    prior = transformers.AutoModel.from_pretrained({folder + '/prior'!r})\n"
-        f"    pixels = prior.generate_images({list(CATEGORIES[3:5])}, seed=1, top_k=64)  # (2 3 32 32) in [-1, 1]\n"
+        f"    pixels = prior.generate_images({list(CATEGORIES[3:5])}, seed=1, top_k=32)  # (2 3 32 32) in [-1, 1]\n"
         f"    vqgan = transformers.AutoModel.from_pretrained({folder + '/vqgan'!r})  # encode, decode_codes"
     )

@@ -28,6 +28,9 @@ from .trainer import BudgetCallback, BudgetTrainer
 from .vqgan_trainer import VQGANTrainer
 
 REACH = 1
+# What suits maps of codes: places that are known absolutely, and forgetting, since there are few pictures.
+FAVOURED = {"linear_transformer": {"rotary": "none", "position_encoding": "sinusoidal", "dropout": 0.1}}
+KEEP_PROBABILITY = 0.9
 
 
 class BudgetVQGANTrainer(BudgetTrainer, VQGANTrainer):
@@ -148,13 +151,15 @@ def make_prior(settings: ImageSettings, vqgan: NoriaVQGANModel) -> NoriaVQGANPri
     """A fresh causal language model over the codes of `vqgan`, with the category as its first token."""
     # Seeded anew, so that a run that was interrupted before begins its second stage as any other.
     set_seed(settings.seed)
-    sizes = {"hidden_size": settings.prior_hidden_size, "num_hidden_layers": settings.prior_layers}
+    fields = {"hidden_size": settings.prior_hidden_size, "num_hidden_layers": settings.prior_layers}
+    fields |= FAVOURED.get(settings.prior, {})
     ids = settings.codes + len(CATEGORIES)
     config = NoriaVQGANPriorConfig(
-        prior_config=causal_config(settings.prior, vocab_size=ids, **sizes),
+        prior_config=causal_config(settings.prior, vocab_size=ids, **fields),
         vqgan_config=vqgan.config.to_dict(),
         condition="class",
         condition_offset=settings.codes,
+        keep_probability=KEEP_PROBABILITY,
         id2label=dict(enumerate(CATEGORIES)),
         label2id={name: number for number, name in enumerate(CATEGORIES)},
     )

@@ -17,7 +17,7 @@ class ImageSettings:
     """
 
     architecture: str = "vqgan"
-    prior: str = "retnet"
+    prior: str = "linear_transformer"
     seconds: float = 300.0
     steps: int | None = None
     seed: int = 0
