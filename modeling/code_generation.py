@@ -108,7 +108,8 @@ class CodeGeneration(ImageCondition):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, not {batch_size}.")
         counts = {batch_size, 1 if codes is None else len(codes)}
-        counts.add(1 if condition is None or isinstance(condition, int | str) else len(condition))
+        single = condition is None or isinstance(condition, int | str) or getattr(condition, "ndim", 1) == 0
+        counts.add(1 if single else len(condition))
         if len(counts - {1}) > 1:
             raise ValueError(f"conditions, codes and `batch_size` count different images: {sorted(counts - {1})}.")
         return max(counts)

@@ -238,6 +238,7 @@ def test_conditions_become_their_tokens():
     assert model.condition_tokens(["food", "faces"], 2, (4, 4)).tolist() == [[CODES + 2], [CODES]]
     assert model.condition_tokens(torch.tensor([[1], [2]]), 2, (4, 4)).tolist() == [[CODES + 1], [CODES + 2]]
     assert model.condition_tokens(1, 3, (4, 4)).tolist() == [[CODES + 1]] * 3
+    assert torch.equal(model.generate_codes(torch.tensor(1)), model.generate_codes("hands"))
     assert make_model(kind="none", sos_token=7).condition_tokens(None, 2, (4, 4)).tolist() == [[7], [7]]
     model = make_model(kind="codes")
     pixels = make_condition("codes")
@@ -670,8 +671,8 @@ def test_the_loss_reaches_the_entropy_of_a_markov_source(prior):
     fields = {"vqgan_config": None, "vocab_size": 4, "grid_size": 3, "hidden_size": 32, "num_hidden_layers": 1}
     model = make_model(prior, "none", **fields).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 250)
-    for _ in range(250):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 150)
+    for _ in range(150):
         optimizer.zero_grad()
         model(codes=draw(128)).loss.backward()
         optimizer.step()
@@ -682,6 +683,18 @@ def test_the_loss_reaches_the_entropy_of_a_markov_source(prior):
     drawn = model.generate_codes(batch_size=2000, do_sample=True).flatten(1)
     pairs = torch.zeros(4, 4).index_put_((drawn[:, :-1].flatten(), drawn[:, 1:].flatten()), torch.ones(16000), True)
     torch.testing.assert_close(pairs / pairs.sum(1, keepdim=True), steps, atol=0.06, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("prior", ["gpt2", "noria_retnet"])
+def test_the_forward_is_one_graph(prior):
+    model, inputs = (
+        make_model(prior, "coordinates"),
+        {"codes": make_codes(), "condition": make_condition("coordinates")},
+    )
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
+        torch.testing.assert_close(compiled.loss, model(**inputs).loss)
 
 
 def test_processors_of_the_caller_stay():

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .inputs import readable
+
 
 def class_ids(condition, count: int, names: dict[str, int], device: torch.device) -> Tensor:
     """Class numbers (b) or (b 1), one number, names, or a mix of both as a list -> ids (b 1).
@@ -23,6 +25,8 @@ def class_ids(condition, count: int, names: dict[str, int], device: torch.device
             raise ValueError(f"unknown class {unknown[0]!r}; known: {', '.join(sorted(names)[:20])}.")
         condition = torch.tensor([names[x] if isinstance(x, str) else int(x) for x in condition])
     ids = condition.to(device)
+    if ids.dim() == 0:
+        ids = ids[None]
     if ids.dim() == 2 and ids.shape[1] == 1:
         ids = ids[:, 0]
     if ids.dim() != 1 or ids.is_floating_point():
@@ -43,7 +47,7 @@ def coordinate_ids(coordinates: Tensor, levels: int, downsampling: int) -> Tenso
     if min(coordinates.shape[2:]) < 1 or any(side % downsampling for side in coordinates.shape[2:]):
         height, width = coordinates.shape[2:]
         raise ValueError(f"the sides of the coordinates ({height}x{width}) must be multiples of {downsampling}.")
-    if not ((coordinates >= 0) & (coordinates <= 1)).all():
+    if readable(coordinates) and not ((coordinates >= 0) & (coordinates <= 1)).all():
         raise ValueError("coordinates lie between 0 and 1.")
     wide = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
     means = F.interpolate(wide, scale_factor=1 / downsampling, mode="area").clamp(0, 1)
@@ -81,7 +85,7 @@ def map_codes(condition: Tensor, count: int) -> Tensor:
 
 def check_ids(ids: Tensor, count: int, what: str) -> None:
     """Raises ValueError unless all `ids` lie in 0..count-1."""
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= count):
+    if readable(ids) and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= count):
         wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
         raise ValueError(f"{what} are numbers from 0 to {count - 1}: {wrong} is none.")
 
