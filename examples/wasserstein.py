@@ -215,8 +215,8 @@ def sections(seed: int, quick: bool) -> Iterator[Callable[[], Section]]:
     yield lambda: duality(seed)
     yield lambda: transforms(seed)
     yield lambda: entropic(seed, ENTROPIES[: 3 if quick else None])
-    yield lambda: parallel_lines(SHIFTS[:: 3 if quick else 1], 100 if quick else 300)
-    yield lambda: toy_critics(32 if quick else 64, 100 if quick else 1500, seed)
+    yield lambda: parallel_lines(SHIFTS[:: 3 if quick else 1], 40 if quick else 300)
+    yield lambda: toy_critics(32 if quick else 64, 40 if quick else 1500, seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
