@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d, conv_transpose2d, interpolate, pad
 from .dispatch import check_form, choose_form
 
 # Below so many places, making the kernel costs more than it saves.
-LEAST_PLACES = 2048
+LEAST_PLACES = 1024
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, form: str | None = None) -> Tensor:
