@@ -1,10 +1,20 @@
 """What every causal decoder of the house is configured by, and the rules by which missing sizes are derived."""
 
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+# A field that may be left at None and has a value once the configuration is made: type checkers let its readers take
+# the value for granted, and the strict dataclass lets None in.
+T = TypeVar("T")
+if TYPE_CHECKING:
+    Derived: TypeAlias = T | Any
+else:
+    Derived = T | None
 
 # The name under which the cache layer of this version is registered with transformers. It carries the version because
 # the registry is global: a flat copy of another version may live in the same process.
@@ -113,9 +123,9 @@ class HeadsConfig(DecoderConfig):
     intermediate_size (`int`): width of the feed-forward layer; by default four times `hidden_size`.
     """
 
-    num_attention_heads: int | None = None
-    head_dim: int | None = None
-    intermediate_size: int | None = None
+    num_attention_heads: Derived[int] = None
+    head_dim: Derived[int] = None
+    intermediate_size: Derived[int] = None
 
     def derive_sizes(self) -> None:
         if self.num_attention_heads is None:

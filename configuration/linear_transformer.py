@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .decoder import HeadsConfig
+from .decoder import Derived, HeadsConfig
 
 
 @strict
@@ -28,14 +28,14 @@ class NoriaLinearTransformerConfig(HeadsConfig):
 
     model_type = "noria_linear_transformer"
 
-    value_head_dim: int | None = None
+    value_head_dim: Derived[int] = None
     hidden_act: str = "relu"
     norm_eps: float = 1e-5
     feature_map: Literal["elu", "relu", "exp", "softmax", "cosine", "taylor"] = "elu"
     rotary: Literal["none", "numerator", "both"] = "none"
     rotary_base: float | int = 10000.0
     position_encoding: Literal["none", "sinusoidal"] = "sinusoidal"
-    scale_embedding: bool | None = None
+    scale_embedding: Derived[bool] = None
     normalizer_eps: float = 1e-6
     bidirectional: bool = False
     final_norm: bool = True

@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .decoder import RECURRENT_LAYER_TYPE, HeadsConfig
+from .decoder import RECURRENT_LAYER_TYPE, Derived, HeadsConfig
 
 PositionName = Literal[
     "none",
@@ -76,12 +76,12 @@ class NoriaRoFormerConfig(HeadsConfig):
 
     version: Literal[1, 2] = 1
     vocab_size: int = 12000
-    embedding_size: int | None = None
-    hidden_act: str | None = None
+    embedding_size: Derived[int] = None
+    hidden_act: Derived[str] = None
     norm_eps: float = 1e-12
-    norm_type: Literal["layer_norm", "rms_norm"] | None = None
-    use_bias: bool | None = None
-    head_transform: bool | None = None
+    norm_type: Derived[Literal["layer_norm", "rms_norm"]] = None
+    use_bias: Derived[bool] = None
+    head_transform: Derived[bool] = None
     type_vocab_size: int = 2
     attention_dropout: float | int = 0.0
     bidirectional: bool = True
