@@ -37,8 +37,9 @@ class NoriaPreTrainedModel(CheckedFiles):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if hasattr(module, "initialize"):
-            module.initialize(self.config.initializer_range)
+        initialize = getattr(module, "initialize", None)
+        if initialize is not None:
+            initialize(self.config.initializer_range)
 
 
 class Backbone(NoriaPreTrainedModel):

@@ -101,6 +101,7 @@ class Pooler(nn.Module):
 class NoriaRoFormerModel(RoFormerPreTrainedModel, Backbone):
     """Word and token-type embeddings, their norm, and post-norm blocks; `pooler_output` (b d) if there is a pooler."""
 
+    layers: Any  # a ModuleList of RoFormerBlocks
     block_class = RoFormerBlock
     norm_class = None
     _no_split_modules = ["RoFormerBlock"]

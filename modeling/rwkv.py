@@ -10,7 +10,7 @@ with None for `first` in the first layer, gives `y, state, first`. From block to
 stream, so that checkpointing, replay and export treat them as they treat the stream.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class RWKVBlock(MixerBlock):
     """x + time_mix(norm(x)), then x + channel_mix(norm(x)). State: the time mix's, then the channel mix's."""
 
     norm_class = nn.LayerNorm
+    mlp: Any
 
     def __init__(self, config: NoriaRWKVConfig, layer: int) -> None:
         super().__init__(config, layer)

@@ -24,6 +24,6 @@ def sequential(
     """Walk through the tokens one by one: the truth that the other forms are compared with."""
     outputs = []
     for token in zip(*(x.split(1, 2) for x in (q, k, v, a, b, decay)), strict=True):
-        y, state = step(*token, state)
+        y, state = step(*token, state=state)
         outputs.append(y)
     return torch.cat(outputs, 2), state

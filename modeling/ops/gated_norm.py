@@ -62,7 +62,7 @@ class _Blocks(torch.autograd.Function):
         for y_block, z_block, above, dy_block, dz_block in _split(y, z, grad, dy, dz):
             leaves = [part.detach().requires_grad_() for part in (y_block, z_block, weight)]
             with torch.enable_grad():
-                out = _plain(*leaves, *ctx.options)
+                out = _plain(leaves[0], leaves[1], leaves[2], *ctx.options)
             found = torch.autograd.grad(out, leaves, above)
             dy_block.copy_(found[0])
             dz_block.copy_(found[1])

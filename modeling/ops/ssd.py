@@ -53,7 +53,7 @@ def ssd(
         decay = decay if segments is None else decay.masked_fill(_begins(segments)[..., None], -torch.inf)
         with torch.autocast(x.device.type, enabled=False):
             return fast(x, delta, decay, B, C, state)
-    y, final = _by_heads(*(part.to(wide) for part in (x, delta, decay, B, C)), state, segments, form)
+    y, final = _by_heads(*(v.to(wide) for v in (x, delta, decay, B, C)), state=state, segments=segments, form=form)
     return y.to(x.dtype), final
 
 

@@ -95,7 +95,7 @@ class _Gradients(NamedTuple):
 
 def _empty_gradients(x: Tensor, delta: Tensor, decay: Tensor, B: Tensor, C: Tensor, kept: Tensor) -> _Gradients:
     empty = (part.new_empty(part.shape) for part in (x, delta, decay, B, C))
-    return _Gradients(*empty, kept.new_empty(x.shape[0], x.shape[2], B.shape[3], x.shape[3]))
+    return _Gradients(*empty, state=kept.new_empty(x.shape[0], x.shape[2], B.shape[3], x.shape[3]))
 
 
 @torch.no_grad()
