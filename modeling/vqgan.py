@@ -118,7 +118,8 @@ class NoriaVQGANModel(CheckedFiles):
 
     def latents(self, pixel_values: Tensor) -> Tensor:
         """pixel_values (b c h w), of the model's dtype -> what is quantized, (b d h/f w/f)."""
-        return self.pre_quantizer(self.encoder(pixel_values))
+        # The weights alone choose the memory format: on the CPU torch's group norm loses two digits in channels_last.
+        return self.pre_quantizer(self.encoder(pixel_values.contiguous()))
 
     def quantize(self, latents: Tensor) -> NoriaVQGANEncoderOutput:
         """latents (b d h w) -> their codes, with what belongs to them."""
@@ -148,7 +149,7 @@ class NoriaVQGANModel(CheckedFiles):
 
     def pixels(self, quantized: Tensor) -> Tensor:
         """quantized (b d h w), of the model's dtype -> pixels (b c fh fw)."""
-        return self.decoder(self.post_quantizer(quantized))
+        return self.decoder(self.post_quantizer(quantized.contiguous()))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """codes (b h w), integers -> pixels (b c fh fw). Raises ValueError for codes that the model does not have."""
