@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .decoder import FAMILIAR_FIELDS, logger
+from .decoder import FAMILIAR_FIELDS, Derived, logger
 
 NETWORKS = ("mlp", "dcgan")
 NORMS = ("batch", "layer", "none")
@@ -48,12 +48,12 @@ class NoriaGANConfig(PreTrainedConfig):
     model_type = "noria_gan"
 
     vocab_size: int | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    generator: str | None = None
-    critic: str | None = None
-    generator_widths: list[int] | tuple[int, ...] | None = None
-    critic_widths: list[int] | tuple[int, ...] | None = None
+    hidden_size: Derived[int] = None
+    num_hidden_layers: Derived[int] = None
+    generator: Derived[str] = None
+    critic: Derived[str] = None
+    generator_widths: Derived[list[int] | tuple[int, ...]] = None
+    critic_widths: Derived[list[int] | tuple[int, ...]] = None
     latent_size: int = 100
     latent_distribution: str = "normal"
     image_size: int | None = None
@@ -61,13 +61,13 @@ class NoriaGANConfig(PreTrainedConfig):
     data_size: int | None = None
     # A field rather than transformers' property of that name, which counts the names in `id2label`: two by default.
     num_labels: int = 0
-    label_size: int | None = None
+    label_size: Derived[int] = None
     generator_norm: str = "batch"
-    critic_norm: str | None = None
-    norm_momentum: float | int | None = None
+    critic_norm: Derived[str] = None
+    norm_momentum: Derived[float | int] = None
     norm_eps: float = 1e-5
     spectral_norm: bool = False
-    output: str | None = None
+    output: Derived[str] = None
     initializer_range: float | None = None
 
     def __post_init__(self, **kwargs) -> None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.gan import NoriaGANConfig
 from .checked_files import CheckedFiles
@@ -112,14 +111,14 @@ class NoriaGANModel(CheckedFiles):
 
 def initialize(layer: nn.Module, std: float | None) -> None:
     """Weights from N(0, std) and no bias, or by PyTorch's own rule where `std` is None."""
-    weight = own_weight(layer)
+    weight, bias = own_weight(layer), layer.get_parameter("bias")
     if std is not None:
         nn.init.normal_(weight, 0.0, std)
-        nn.init.zeros_(layer.bias)
+        nn.init.zeros_(bias)
         return
     nn.init.kaiming_uniform_(weight, a=5**0.5)
     bound = weight.shape[1] ** -0.5
-    nn.init.uniform_(layer.bias, -bound, bound)
+    nn.init.uniform_(bias, -bound, bound)
 
 
 __all__ = ["NoriaGANModel", "NoriaGANOutput"]

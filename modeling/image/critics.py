@@ -5,6 +5,7 @@ dcgan  strided convolutions, batch norm but in the first, LeakyReLU     arXiv:15
 Labels go in beside the sample: an embedding, or for maps one plane     arXiv:1411.1784
 """
 
+from abc import ABC, abstractmethod
 from math import prod
 
 import torch
@@ -15,7 +16,7 @@ from .generators import kernel_between, make_norm, map_sizes
 from .spectral import apply_spectral_norm
 
 
-class Critic(nn.Module):
+class Critic(nn.Module, ABC):
     """Puts what a label says beside the sample, where there are classes, and runs `main`.
 
     It is written to be penalised: with labels held fixed it is a function of the sample alone.
@@ -31,6 +32,14 @@ class Critic(nn.Module):
 
     def label_size(self, config: NoriaGANConfig) -> int:
         return config.label_size
+
+    @abstractmethod
+    def make_layers(self, config: NoriaGANConfig) -> nn.Sequential:
+        """From what `with_labels` gives to one number for each sample."""
+
+    @abstractmethod
+    def with_labels(self, samples: Tensor, labels: Tensor | None) -> Tensor:
+        """Samples (b ...) with what their labels (b) say beside them."""
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         """samples (b c h w) or (b d), labels (b) or None -> logits (b). Raises ValueError for other shapes."""
@@ -57,10 +66,10 @@ class MLPCritic(Critic):
 
 class DCGANCritic(Critic):
     def label_size(self, config: NoriaGANConfig) -> int:
-        return config.image_size**2
+        return prod(config.sample_shape[1:])
 
     def make_layers(self, config: NoriaGANConfig) -> nn.Sequential:
-        sizes = map_sizes(config.image_size, len(config.critic_widths))
+        sizes = map_sizes(config.sample_shape[-1], len(config.critic_widths))
         inner = config.num_channels + bool(config.num_labels)
         layers: list[nn.Module] = []
         for layer, (width, size) in enumerate(zip(config.critic_widths, sizes[:-1], strict=True)):

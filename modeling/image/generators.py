@@ -5,6 +5,7 @@ dcgan  strided transposed convolutions, batch norm and ReLU from a map of one pi
 Labels go in as an embedding beside the latents                                                 arXiv:1411.1784
 """
 
+from abc import ABC, abstractmethod
 from math import prod
 
 import torch
@@ -38,7 +39,7 @@ def make_norm(name: str, width: int, config: NoriaGANConfig, flat: bool = False)
     return nn.Identity()
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, ABC):
     """Puts a label's embedding beside the latents, where there are classes, and runs `main`."""
 
     def __init__(self, config: NoriaGANConfig) -> None:
@@ -46,6 +47,10 @@ class Generator(nn.Module):
         self.embed_labels = nn.Embedding(config.num_labels, config.label_size) if config.num_labels else None
         self.input_size = config.latent_size + (config.label_size if config.num_labels else 0)
         self.main = self.make_layers(config)
+
+    @abstractmethod
+    def make_layers(self, config: NoriaGANConfig) -> nn.Sequential:
+        """From vectors of `input_size` to samples."""
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """latents (b n), labels (b) or None -> samples (b c h w) or (b d)."""
@@ -70,7 +75,7 @@ class DCGANGenerator(Generator):
     """Maps double at each layer; a kernel of 3 instead of 4 leads to odd sizes, so that any size is reached."""
 
     def make_layers(self, config: NoriaGANConfig) -> nn.Sequential:
-        sizes = map_sizes(config.image_size, len(config.generator_widths))[::-1]
+        sizes = map_sizes(config.sample_shape[-1], len(config.generator_widths))[::-1]
         widths = [*config.generator_widths, config.num_channels]
         layers: list[nn.Module] = [nn.Unflatten(1, (self.input_size, 1, 1))]
         layers.append(nn.ConvTranspose2d(self.input_size, widths[0], sizes[0]))

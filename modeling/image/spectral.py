@@ -12,21 +12,22 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Weighted = nn.Linear | Convolution | Transposed
 FIRST_ITERATIONS = 15
 # An embedding of labels is among them, since it does not see the sample.
 AT_MOST_ONE = (nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Embedding)
 
 
-def weighted_layers(module: nn.Module) -> Iterator[nn.Module]:
+def weighted_layers(module: nn.Module) -> Iterator[Weighted]:
     """The linear and convolutional layers of `module`."""
-    return (layer for layer in module.modules() if isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)))
+    return (layer for layer in module.modules() if isinstance(layer, Weighted))
 
 
-def weight_matrix(layer: nn.Module) -> Tensor:
+def weight_matrix(layer: Weighted) -> Tensor:
     """The weight of such a layer with one row for each output; a transposed convolution stores it the other way."""
-    return (layer.weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else layer.weight).flatten(1)
+    return (layer.weight.transpose(0, 1) if isinstance(layer, Transposed) else layer.weight).flatten(1)
 
 
 def apply_spectral_norm(module: nn.Module) -> nn.Module:
@@ -43,13 +44,15 @@ def apply_spectral_norm(module: nn.Module) -> nn.Module:
 
 def own_weight(layer: nn.Module) -> nn.Parameter:
     """The parameter that a weight is made of: the weight itself, or what spectral norm divides."""
-    return layer.parametrizations.weight.original if is_parametrized(layer, "weight") else layer.weight
+    return layer.get_parameter("parametrizations.weight.original" if is_parametrized(layer, "weight") else "weight")
 
 
 @torch.no_grad()
 def restart_power_iteration(layer: nn.Module) -> None:
     """Finds the singular vectors of a weight that spectral norm divides, unless they were read from a file."""
-    for norm in layer.parametrizations.weight if is_parametrized(layer, "weight") else ():
+    if not is_parametrized(layer, "weight"):
+        return
+    for norm in layer.get_submodule("parametrizations.weight").children():
         vectors = norm.get_buffer("_u"), norm.get_buffer("_v")
         if any(getattr(vector, "_is_hf_initialized", False) for vector in vectors):
             continue
@@ -73,10 +76,10 @@ def slope_bound(layer: nn.Module) -> float:
         return max(1.0, abs(layer.negative_slope))
     if isinstance(layer, AT_MOST_ONE):
         return 1.0
-    if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+    if not isinstance(layer, nn.Linear | Convolution):
         raise ValueError(f"no bound is known of how steep a {type(layer).__name__} is.")
     overlap = 1
-    if isinstance(layer, CONVOLUTIONS):
+    if isinstance(layer, Convolution):
         for kernel, stride in zip(layer.kernel_size, layer.stride, strict=True):
             overlap *= ceil(kernel / stride)
     return torch.linalg.matrix_norm(weight_matrix(layer).detach(), ord=2).item() * overlap**0.5
