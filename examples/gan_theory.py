@@ -166,8 +166,8 @@ def directions() -> Section:
 
     def draw(axis: Any) -> None:
         axis.fill_between(x, games.two_humps(x), color="#d9d9d9")
-        for (name, fit), colour in zip(found.items(), ("#08519c", "#d7301f", "#238b45"), strict=True):
-            axis.plot(x, games.normal(x, *fit), color=colour, label=name)
+        for (name, fit), style in zip(found.items(), ("-b", "-r", "--g"), strict=True):
+            axis.plot(x, games.normal(x, *fit), style, label=name)
         axis.set_xlim(-6, 6)
         axis.legend(fontsize=7)
 
