@@ -5,13 +5,18 @@ dicts; with the yaml of the run where it lies near (configs/*-project.yaml, mode
 tensors tell everything but the number of heads of a second stage and what its conditions are.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.utils import is_vision_available
 
 from ..configuration.vqgan import NoriaVQGANConfig
 from ..configuration.vqgan_prior import NoriaVQGANPriorConfig
+from ..image_processing.vqgan import CHANNELS, NoriaVQGANImageProcessor
 from ..modeling.vqgan import NoriaVQGANModel
 from ..modeling.vqgan_prior import NoriaVQGANPriorForImageGeneration
 from .checkpoint import Checkpoint
@@ -23,6 +28,8 @@ from .taming_rules import CONDITION, EMA, FIRST, FIRST_STAGE_OF_MEANS, rules
 from .taming_settings import Constructor, nested, stored_arguments
 from .taming_vqgan import ARGUMENTS as VQGAN_ARGUMENTS
 from .taming_vqgan import AUTOENCODER, vqgan_fields
+
+logger = logging.getLogger(__name__)
 
 ANCHOR, PRIOR_ANCHOR = "encoder.conv_in.weight", "transformer.tok_emb.weight"
 # What the caller may choose: whether the losses' networks come along, and which of two sets of weights is the model's.
@@ -87,12 +94,13 @@ def first_stage(
         settings.wrong.append(f"weights is 'ema', but no tensor's name begins with {EMA}")
     writer = discriminator_writer(tensors, settings.part("lossconfig"))
     settings.finish()
+    noria = NoriaVQGANConfig(**{**config, **fields})
     return Plan(
-        NoriaVQGANConfig(**{**config, **fields}),
+        noria,
         NoriaVQGANModel,
         prefix,
         settings.record,
-        write_beside=writer,
+        write_beside=partial(write_beside, noria, writer),
         rules=FIRST_STAGE_OF_MEANS if means else None,
     )
 
@@ -112,7 +120,24 @@ def second_stage(
         settings.wrong.append("weights is 'ema', but only a first stage has running means")
     settings.finish()
     noria = NoriaVQGANPriorConfig(**{**config, **fields})
-    return Plan(noria, NoriaVQGANPriorForImageGeneration, prefix, settings.record)
+    return Plan(
+        noria,
+        NoriaVQGANPriorForImageGeneration,
+        prefix,
+        settings.record,
+        write_beside=partial(write_beside, noria, None),
+    )
+
+
+def write_beside(config: PreTrainedConfig, discriminator: Callable[[Path], None] | None, folder: Path) -> None:
+    """The image processor that fits the model, where its channels are those of pictures, and the discriminator."""
+    if discriminator is not None:
+        discriminator(folder)
+    first = getattr(config, "vqgan_config", None) or config
+    if not is_vision_available():
+        logger.warning("%s has no image processor: Pillow is not installed (pip install 'noria[image]')", folder)
+    elif first.task == "segmentation" or first.num_channels in CHANNELS:
+        NoriaVQGANImageProcessor.for_model(config).save_pretrained(folder)
 
 
 TAMING = Format(

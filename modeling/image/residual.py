@@ -31,6 +31,9 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(silu(self.norm1(x)))
-        y = self.conv2(self.dropout(silu(self.norm2(y))))
-        return self.nin_shortcut(x) + y
+        # Fresh memory costs more than the arithmetic; where gradients are kept, the norm's result is needed again.
+        in_place = not torch.is_grad_enabled()
+        y = self.conv1(silu(self.norm1(x), inplace=in_place))
+        y = self.conv2(self.dropout(silu(self.norm2(y), inplace=in_place)))
+        shortcut = self.nin_shortcut(x)
+        return y.add_(shortcut) if in_place and y.dtype == shortcut.dtype else shortcut + y
