@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import Entry
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def over(entries: list[Entry], law: str | None = None):
@@ -79,3 +80,17 @@ def packed(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows of ids in one row (1 t), and their positions, which restart at 0."""
     positions = torch.cat([torch.arange(len(row)) for row in rows])
     return torch.cat(rows)[None], positions[None]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the numbers of the largest tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result

@@ -22,20 +22,6 @@ CASES = ["vqgan", "vqgan_gumbel", "vqgan_nin", "vqgan_pickled_callbacks", "vqgan
 ADVERSARIAL = ["vqgan", "vqgan_nin", "vqgan_pickled_callbacks"]
 
 
-@pytest.fixture(scope="module")
-def golden(tmp_path_factory):
-    """golden(case) -> (case.json, recorded tensors, the folder converted with the yaml beside the checkpoint)"""
-    folder = tmp_path_factory.mktemp("golden")
-
-    def load(case: str):
-        if not (folder / case).exists():
-            convert("taming", GOLDEN / case, folder / case)
-        about = json.loads((GOLDEN / case / "case.json").read_text())
-        return about, load_file(GOLDEN / case / "inputs_outputs.safetensors"), folder / case
-
-    return load
-
-
 def load_model(folder: Path) -> NoriaVQGANModel:
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -55,8 +41,8 @@ def check_model(model: NoriaVQGANModel, recorded: dict[str, torch.Tensor], about
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_codes_and_pixels_are_the_originals(case, golden):
-    about, recorded, folder = golden(case)
+def test_codes_and_pixels_are_the_originals(case, taming):
+    about, recorded, folder = taming(case)
     model = load_model(folder)
     assert isinstance(model, NoriaVQGANModel)
     assert model.config.image_size == about["config"]["params"]["ddconfig"]["resolution"]
@@ -65,8 +51,8 @@ def test_codes_and_pixels_are_the_originals(case, golden):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("told", ["nothing", "arguments"])
-def test_the_yaml_is_not_needed(case, told, golden, tmp_path):
-    about, recorded, folder = golden(case)
+def test_the_yaml_is_not_needed(case, told, taming, tmp_path):
+    about, recorded, folder = taming(case)
     shutil.copy(GOLDEN / case / "last.ckpt", tmp_path / "last.ckpt")
     config = about["config"] if told == "arguments" else {}
     convert("taming", tmp_path / "last.ckpt", tmp_path / "model", config)
@@ -83,8 +69,8 @@ def test_the_yaml_is_not_needed(case, told, golden, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("case", [case for case in CASES if case != "vqgan_gumbel"])
 @pytest.mark.parametrize("legacy", [True, False])
-def test_the_loss_of_codes_is_the_originals(case, legacy, golden, tmp_path):
-    about, recorded, _ = golden(case)
+def test_the_loss_of_codes_is_the_originals(case, legacy, taming, tmp_path):
+    about, recorded, _ = taming(case)
     convert("taming", GOLDEN / case, tmp_path / "model", {"legacy_commitment": legacy})
     output = load_model(tmp_path / "model")(recorded["pixel_values"])
     close(output.quantizer_loss, recorded[f"emb_loss_legacy{int(legacy)}"], about)
@@ -95,8 +81,8 @@ def test_the_loss_of_codes_is_the_originals(case, legacy, golden, tmp_path):
 
 
 @torch.no_grad()
-def test_gumbels_loss_is_the_originals(golden):
-    _, recorded, folder = golden("vqgan_gumbel")
+def test_gumbels_loss_is_the_originals(taming):
+    _, recorded, folder = taming("vqgan_gumbel")
     model = load_model(folder)
     assert model.config.kl_weight == 1e-8
     torch.testing.assert_close(model(recorded["pixel_values"]).quantizer_loss, recorded["kl_loss"], rtol=1e-4, atol=0)
@@ -104,8 +90,8 @@ def test_gumbels_loss_is_the_originals(golden):
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", ADVERSARIAL)
-def test_the_discriminator_comes_along(case, golden):
-    about, recorded, folder = golden(case)
+def test_the_discriminator_comes_along(case, taming):
+    about, recorded, folder = taming(case)
     settings = json.loads((folder / "discriminator.json").read_text())
     assert settings["loss"]["disc_weight"] == 0.8
     discriminator = PatchDiscriminator(**settings["discriminator"]).eval()
@@ -117,8 +103,8 @@ def test_the_discriminator_comes_along(case, golden):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_export_gives_every_tensor_back(case, golden, tmp_path):
-    _, _, folder = golden(case)
+def test_export_gives_every_tensor_back(case, taming, tmp_path):
+    _, _, folder = taming(case)
     export("taming", folder, tmp_path / "back")
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["last.ckpt", "model.yaml"]
     assert (tmp_path / "back" / "model.yaml").read_bytes() == (GOLDEN / case / "model.yaml").read_bytes()
@@ -128,8 +114,8 @@ def test_export_gives_every_tensor_back(case, golden, tmp_path):
     assert all(same_bytes(tensor, other["state_dict"][name]) for name, tensor in one["state_dict"].items())
 
 
-def test_the_losses_networks_can_be_dropped(golden, tmp_path):
-    about, recorded, _ = golden("vqgan")
+def test_the_losses_networks_can_be_dropped(taming, tmp_path):
+    about, recorded, _ = taming("vqgan")
     convert("taming", GOLDEN / "vqgan", tmp_path / "model", {"loss": "drop"})
     assert not {"discriminator.safetensors", "upstream_extras.safetensors"} & {
         path.name for path in (tmp_path / "model").iterdir()
@@ -144,8 +130,8 @@ def test_the_losses_networks_can_be_dropped(golden, tmp_path):
     assert list(back) == [name for name in whole if not name.startswith("loss.")]
 
 
-def test_half_precision_stays_half(golden):
-    _, _, folder = golden("vqgan_nin")
+def test_half_precision_stays_half(taming):
+    _, _, folder = taming("vqgan_nin")
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
     assert load_model(folder).config.norm_num_groups == 32
 
@@ -241,8 +227,8 @@ def test_running_means_of_the_weights_can_be_the_model(weights, tmp_path):
     assert all(same_bytes(tensor, back[name]) for name, tensor in state.items())
 
 
-def test_a_prefix_before_all_names_is_kept(golden, tmp_path):
-    about, recorded, _ = golden("vqgan")
+def test_a_prefix_before_all_names_is_kept(taming, tmp_path):
+    about, recorded, _ = taming("vqgan")
     state = torch.load(GOLDEN / "vqgan" / "last.ckpt", weights_only=True)["state_dict"]
     state = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")

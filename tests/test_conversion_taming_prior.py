@@ -1,12 +1,10 @@
 """Converted second stages of taming-transformers write the codes that it wrote."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModel
 
 from noria.conversion.convert import convert
@@ -20,20 +18,6 @@ GOLDEN = Path(__file__).parent / "golden"
 WHOLE = ["net2net_class", "net2net_coord", "net2net_seg", "net2net_uncond"]
 CASES = [*WHOLE, "net2net_sliding"]
 CONDITIONS = {"class": "class", "coord": "coordinates", "seg": "codes", "uncond": "none", "sliding": "coordinates"}
-
-
-@pytest.fixture(scope="module")
-def golden(tmp_path_factory):
-    """golden(case) -> (case.json, recorded tensors, the folder converted with the yaml beside the checkpoint)"""
-    folder = tmp_path_factory.mktemp("golden")
-
-    def load(case: str):
-        if not (folder / case).exists():
-            convert("taming", GOLDEN / case, folder / case)
-        about = json.loads((GOLDEN / case / "case.json").read_text())
-        return about, load_file(GOLDEN / case / "inputs_outputs.safetensors"), folder / case
-
-    return load
 
 
 def load_model(folder: Path) -> NoriaVQGANPriorForImageGeneration:
@@ -50,8 +34,8 @@ def close(found: torch.Tensor, expected: torch.Tensor, about: dict) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", WHOLE)
-def test_logits_and_loss_are_the_originals(case, golden):
-    about, recorded, folder = golden(case)
+def test_logits_and_loss_are_the_originals(case, taming):
+    about, recorded, folder = taming(case)
     model = load_model(folder)
     assert isinstance(model, NoriaVQGANPriorForImageGeneration)
     assert model.config.condition == CONDITIONS[case.removeprefix("net2net_")]
@@ -64,8 +48,8 @@ def test_logits_and_loss_are_the_originals(case, golden):
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", WHOLE)
-def test_greedy_codes_and_their_image_are_the_originals(case, golden):
-    about, recorded, folder = golden(case)
+def test_greedy_codes_and_their_image_are_the_originals(case, taming):
+    about, recorded, folder = taming(case)
     model = load_model(folder)
     condition, count = condition_of(model, recorded), len(recorded["greedy"])
     codes = model.generate_codes(condition=condition, batch_size=count, do_sample=False)
@@ -82,8 +66,8 @@ def test_greedy_codes_and_their_image_are_the_originals(case, golden):
 
 
 @torch.no_grad()
-def test_the_sliding_window_is_the_originals(golden):
-    _, recorded, folder = golden("net2net_sliding")
+def test_the_sliding_window_is_the_originals(taming):
+    _, recorded, folder = taming("net2net_sliding")
     model = load_model(folder)
     assert model.config.grid_size == [16, 16]
     assert torch.equal(model.vqgan.encode(recorded["pixel_values"]).codes, recorded["z_indices"])
@@ -93,8 +77,8 @@ def test_the_sliding_window_is_the_originals(golden):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_export_gives_every_tensor_back(case, golden, tmp_path):
-    _, _, folder = golden(case)
+def test_export_gives_every_tensor_back(case, taming, tmp_path):
+    _, _, folder = taming(case)
     export("taming", folder, tmp_path / "back")
     one, other = (read_torch(place / "last.ckpt").content for place in (GOLDEN / case, tmp_path / "back"))
     assert list(one["state_dict"]) == list(other["state_dict"])
@@ -105,8 +89,8 @@ def test_export_gives_every_tensor_back(case, golden, tmp_path):
 
 
 @torch.no_grad()
-def test_what_was_trained_further_is_exported(golden, tmp_path):
-    _, _, folder = golden("net2net_class")
+def test_what_was_trained_further_is_exported(taming, tmp_path):
+    _, _, folder = taming("net2net_class")
     shutil.copytree(folder, tmp_path / "model")
     model = load_model(folder)
     attention = model.prior.transformer.h[1].attn.c_attn
@@ -120,8 +104,8 @@ def test_what_was_trained_further_is_exported(golden, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_tensors_do_not_tell_is_asked_for(case, golden, tmp_path):
-    about, _, folder = golden(case)
+def test_what_tensors_do_not_tell_is_asked_for(case, taming, tmp_path):
+    about, _, folder = taming(case)
     shutil.copy(GOLDEN / case / "last.ckpt", tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"does not say .*transformer_config\.n_head") as caught:
         convert("taming", tmp_path / "last.ckpt", tmp_path / "model")
@@ -131,8 +115,8 @@ def test_what_tensors_do_not_tell_is_asked_for(case, golden, tmp_path):
 
 
 @torch.no_grad()
-def test_heads_alone_are_enough_where_the_condition_has_tensors(golden, tmp_path):
-    about, recorded, _ = golden("net2net_seg")
+def test_heads_alone_are_enough_where_the_condition_has_tensors(taming, tmp_path):
+    about, recorded, _ = taming("net2net_seg")
     shutil.copy(GOLDEN / "net2net_seg" / "last.ckpt", tmp_path / "last.ckpt")
     convert("taming", tmp_path / "last.ckpt", tmp_path / "model", {"n_head": 2})
     model = load_model(tmp_path / "model")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from laws import LargestTensor
 
 import noria.modeling.ops.nearest_code as nearest_code
 from noria.modeling.ops.dispatch import forced_form
@@ -16,20 +16,6 @@ def sample(n, v, d, dtype=torch.float32, seed=0):
 
 def by_definition(vectors, codebook):
     return (vectors.double()[:, None] - codebook.double()).square().sum(-1).argmin(1)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the numbers of the largest tensor that any operation made."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
 
 
 @pytest.mark.parametrize("form", ["fast", "chunkwise", "parallel", "sequential", None])

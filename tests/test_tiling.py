@@ -4,28 +4,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from laws import LargestTensor
 from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from noria import NoriaVQGANConfig, NoriaVQGANModel
 from noria.modeling.image.tiling import decode_tiles, encode_tiles, map_tiles, parts_of, starts_of, tile_in_cells
 
 FACTOR = 4
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the numbers of the largest tensor that any operation made."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
 
 
 def convolution(width_in, width_out):
