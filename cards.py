@@ -164,7 +164,8 @@ def model_card(facts: Facts, name: str, license: str) -> str:
     head = next((head for head, model in architecture.models.items() if model.__name__ == model_class), "Model")
     base.data.license = license
     base.data.language = None
-    base.data.pipeline_tag = PIPELINES.get(head)
+    if len(architecture.models) > 1:  # else its own card says what its one model is for
+        base.data.pipeline_tag = PIPELINES.get(head)
     title, _, text = base.text.lstrip().partition("\n")
     intro, mark, rest = text.partition("\n## ")
     section = model_section(facts, architecture, head, name, license)
