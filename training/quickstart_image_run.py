@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,24 @@ from .trainer import BudgetCallback, BudgetTrainer
 from .vqgan_trainer import VQGANTrainer
 
 REACH = 1
+# The share of the first stage's time in which the decoder sees latents themselves: colours and edges are learned
+# sooner so, and the codebook follows as running means of latents.
+WARM_UP = 0.2
 # What suits maps of codes: places that are known absolutely, and forgetting, since there are few pictures.
 FAVOURED = {"linear_transformer": {"rotary": "none", "position_encoding": "sinusoidal", "dropout": 0.1}}
 KEEP_PROBABILITY = 0.9
 
 
 class BudgetVQGANTrainer(BudgetTrainer, VQGANTrainer):
-    """VQGANTrainer by the clock."""
+    """VQGANTrainer by the clock, which begins without quantization."""
+
+    def generator_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.budget.spent >= WARM_UP:
+            return super().generator_losses(batch)
+        pixels = batch["pixel_values"]
+        reconstruction = self.model.decode(self.model.encode(pixels).latents)
+        loss = self.losses.reconstruction(pixels, reconstruction)["reconstruction_loss"].mean()
+        return {"loss": loss, "reconstruction_loss": loss}
 
 
 @dataclass
@@ -141,6 +153,8 @@ def first_stage(settings: ImageSettings) -> NoriaVQGANConfig:
         image_size=SIDE,
         latent_channels=4 * settings.hidden_size,
         code_size=16,
+        # As many channels in a group as published: a norm for each channel alone would lose a picture's colours.
+        norm_num_groups=gcd(4, settings.hidden_size),
         quantizer="ema",
         ema_decay=0.97,
         revive_after=20,
