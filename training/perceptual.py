@@ -129,7 +129,7 @@ def make_perceptual(kind: str | Path, num_channels: int = 3) -> FeatureDistance 
         return None
     if kind == "random_features":
         return RandomFeatures(num_channels)
-    if not Path(kind).is_file():
+    if kind is None or not Path(kind).is_file():
         raise FileNotFoundError(f"`perceptual` is a file of VGG16's weights or one of {', '.join(NAMED)}: no {kind}.")
     return LPIPS(read_vgg(kind))
 
