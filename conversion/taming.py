@@ -9,8 +9,9 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import is_vision_available
 
@@ -36,6 +37,19 @@ ANCHOR, PRIOR_ANCHOR = "encoder.conv_in.weight", "transformer.tok_emb.weight"
 CHOICES = {"loss": ("keep", "drop"), "weights": ("model", "ema")}
 
 
+class Source(NamedTuple):
+    """What a stage is made of: tensors by their names behind `prefix`, the upstream's arguments that the caller has
+    `given` and that are `stored` beside the tensors, noria's fields, and which of two sets of weights is wanted.
+    """
+
+    tensors: Mapping[str, Tensor]
+    prefix: str
+    given: Mapping[str, Any]
+    stored: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    weights: str
+
+
 def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[str, Any]) -> Plan:
     given = dict(arguments)
     chosen = {name: choose(name, given.pop(name, values[0])) for name, values in CHOICES.items()}
@@ -53,8 +67,9 @@ def plan(checkpoint: Checkpoint, arguments: Mapping[str, Any], fields: Mapping[s
     config_class = NoriaVQGANPriorConfig if second else NoriaVQGANConfig
     own, fields = own_fields(given, fields, config_class)
     stored = stored_arguments(checkpoint.companions, checkpoint.content)
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.state.items()}
     make = second_stage if second else first_stage
-    made = make(checkpoint, prefix, own, stored, fields, chosen["weights"])
+    made = make(Source(tensors, prefix, own, stored, fields, chosen["weights"]))
     made.settings = {**made.settings, **{name: {"value": value, "from": "config"} for name, value in chosen.items()}}
     return made
 
@@ -78,52 +93,36 @@ def own_fields(
     return {name: value for name, value in given.items() if name not in others}, {**fields, **others}
 
 
-def first_stage(
-    checkpoint: Checkpoint,
-    prefix: str,
-    given: Mapping[str, Any],
-    stored: Mapping[str, Any],
-    fields: Mapping[str, Any],
-    weights: str,
-) -> Plan:
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.state.items()}
-    settings = Constructor(nested(given, "ddconfig", AUTOENCODER), stored)
-    config = vqgan_fields(settings, tensors)
-    means = weights == "ema"
-    if means and not any(name.startswith(EMA) for name in tensors):
+def first_stage(source: Source) -> Plan:
+    settings = Constructor(nested(source.given, "ddconfig", AUTOENCODER), source.stored)
+    config = vqgan_fields(settings, source.tensors)
+    means = source.weights == "ema"
+    if means and not any(name.startswith(EMA) for name in source.tensors):
         settings.wrong.append(f"weights is 'ema', but no tensor's name begins with {EMA}")
-    writer = discriminator_writer(tensors, settings.part("lossconfig"))
+    writer = discriminator_writer(source.tensors, settings.part("lossconfig"))
     settings.finish()
-    noria = NoriaVQGANConfig(**{**config, **fields})
+    noria = NoriaVQGANConfig(**{**config, **source.fields})
     return Plan(
         noria,
         NoriaVQGANModel,
-        prefix,
+        source.prefix,
         settings.record,
         write_beside=partial(write_beside, noria, writer),
         rules=FIRST_STAGE_OF_MEANS if means else None,
     )
 
 
-def second_stage(
-    checkpoint: Checkpoint,
-    prefix: str,
-    given: Mapping[str, Any],
-    stored: Mapping[str, Any],
-    fields: Mapping[str, Any],
-    weights: str,
-) -> Plan:
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.state.items()}
-    settings = Constructor(nested(given, "transformer_config", GPT), stored)
-    config = prior_fields(settings, tensors)
-    if weights == "ema":
+def second_stage(source: Source) -> Plan:
+    settings = Constructor(nested(source.given, "transformer_config", GPT), source.stored)
+    config = prior_fields(settings, source.tensors)
+    if source.weights == "ema":
         settings.wrong.append("weights is 'ema', but only a first stage has running means")
     settings.finish()
-    noria = NoriaVQGANPriorConfig(**{**config, **fields})
+    noria = NoriaVQGANPriorConfig(**{**config, **source.fields})
     return Plan(
         noria,
         NoriaVQGANPriorForImageGeneration,
-        prefix,
+        source.prefix,
         settings.record,
         write_beside=partial(write_beside, noria, None),
     )

@@ -1,6 +1,5 @@
 """The embedded pictures: 1,911 emoji of 32x32 pixels in ten categories, with a split that never changes."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -8,6 +7,7 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
+from .held_out import by_content
 from .lines import json_lines
 
 CATEGORIES = (
@@ -67,10 +67,4 @@ def split(pictures: Sequence[Emoji], held_out: float = 0.05) -> tuple[list[Emoji
     The side depends on the pixels alone (their SHA-256), so that the pictures that occur under several names never lie
     on both sides. Raises ValueError unless 0 <= held_out <= 1.
     """
-    if not 0 <= held_out <= 1:
-        raise ValueError(f"held_out must be a share between 0 and 1, got {held_out!r}")
-    sides: tuple[list[Emoji], list[Emoji]] = ([], [])
-    for picture in pictures:
-        digest = hashlib.sha256(picture.pixels.contiguous().numpy().tobytes()).digest()
-        sides[int.from_bytes(digest[:8], "big") < held_out * 2**64].append(picture)
-    return sides
+    return by_content(pictures, lambda picture: picture.pixels.contiguous().numpy().tobytes(), held_out)

@@ -74,12 +74,16 @@ def train(images: Tensor, labels: Tensor, options: Namespace) -> NoriaGANModel:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    show_log(trainer.state.log_history)
+    return trainer.average.module.eval()
+
+
+def show_log(history: list[dict[str, float]]) -> None:
     print("   step   critic's value   its accuracy")
-    for entry in trainer.state.log_history:
+    for entry in history:
         if "critic_value" in entry:
             share = f"{entry['critic_accuracy']:.3f}" if "critic_accuracy" in entry else "-"
             print(f"{entry['step']:>7} {entry['critic_value']:>16.3f} {share:>14}")
-    return trainer.average.module.eval()
 
 
 def classifier(images: Tensor, labels: Tensor, epochs: int = 8) -> nn.Module:

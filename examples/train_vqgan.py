@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,15 +100,7 @@ def train_first_stage(options: Namespace, recipe: Recipe, train: Dataset, held_o
         max_steps=options.steps or recipe.steps,
         per_device_train_batch_size=recipe.batch,
         learning_rate=options.learning_rate,
-        bf16=options.bf16,
-        use_cpu=options.quick,
-        logging_steps=1 if options.quick else 50,
-        eval_strategy="steps",
-        eval_steps=0.25,
-        save_steps=0.25,
-        save_total_limit=2,
-        seed=options.seed,
-        dataloader_num_workers=options.workers,
+        **both_stages(options),
     )
     trainer = VQGANTrainer(
         model,
@@ -129,6 +122,21 @@ def train_first_stage(options: Namespace, recipe: Recipe, train: Dataset, held_o
         trained = NoriaVQGANModel.from_pretrained(target).eval()
         pairs = zip(pixels.split(COLUMNS), reconstruct(trained, pixels).split(COLUMNS), strict=True)
         draw_grid([row for pair in pairs for row in pair], options.output / "reconstructions.png", scale=1)
+
+
+def both_stages(options: Namespace) -> dict[str, Any]:
+    """What both stages tell their Trainers."""
+    return {
+        "bf16": options.bf16,
+        "use_cpu": options.quick,
+        "logging_steps": 1 if options.quick else 50,
+        "eval_strategy": "steps",
+        "eval_steps": 0.25,
+        "save_steps": 0.25,
+        "save_total_limit": 2,
+        "seed": options.seed,
+        "dataloader_num_workers": options.workers,
+    }
 
 
 def train_prior(options: Namespace, recipe: Recipe, train: Dataset, held_out: Dataset) -> None:
@@ -155,17 +163,9 @@ def train_prior(options: Namespace, recipe: Recipe, train: Dataset, held_out: Da
         weight_decay=0.01,
         lr_scheduler_type="cosine",
         warmup_steps=0.02,
-        bf16=options.bf16,
-        use_cpu=options.quick,
-        logging_steps=1 if options.quick else 50,
-        eval_strategy="steps",
-        eval_steps=0.25,
-        save_steps=0.25,
-        save_total_limit=2,
         prediction_loss_only=True,
         report_to="none",
-        seed=options.seed,
-        dataloader_num_workers=options.workers,
+        **both_stages(options),
     )
     trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=held_out)
     trainer.train(resume_from_checkpoint=last_checkpoint(scratch))

@@ -31,8 +31,9 @@ def example(monkeypatch):
         return module
 
     yield load
-    for name in NAMES:
-        sys.modules.pop(name, None)
+    tops = {path.stem for path in FOLDER.iterdir()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
+        del sys.modules[name]
 
 
 @pytest.fixture

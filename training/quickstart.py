@@ -37,9 +37,7 @@ def quickstart(
     """
     output = Path(os.path.abspath(output.expanduser()))
     settings, record = plan(output, given, resume)
-    torch.set_num_threads(threads or default_threads())
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    be_quiet(threads)
     with Interruption() as interruption, staging(output) as folder:
         run = prepare(settings, History(**record["history"]) if record else None)
         say(opening(run))
@@ -55,6 +53,13 @@ def quickstart(
             say(f"    noria quickstart --resume --output {shlex.quote(shown(output))}")
         interruption.check()
         show(run, output, say)
+
+
+def be_quiet(threads: int | None) -> None:
+    """Gives this process so many threads, by default `default_threads()`, and leaves the talking to the command."""
+    torch.set_num_threads(threads or default_threads())
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def default_threads() -> int:

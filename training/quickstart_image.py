@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from ..data.emoji import CATEGORIES, Emoji
 from .folder import publish, staging
@@ -17,7 +16,7 @@ from .image_measures import encode, reconstruct
 from .interruption import Interruption
 from .picture_grid import draw_grid
 from .pictures import as_pixels
-from .quickstart import default_threads, shown
+from .quickstart import be_quiet, shown
 from .quickstart_image_history import ImageHistory
 from .quickstart_image_run import ImageRun, prepare, stack
 from .quickstart_image_settings import ImageSettings
@@ -44,9 +43,7 @@ def quickstart_image(
     """
     output = Path(os.path.abspath(output.expanduser()))
     settings, record = plan(output, given, resume, ImageSettings)
-    torch.set_num_threads(threads or default_threads())
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    be_quiet(threads)
     with Interruption() as interruption, staging(output) as folder:
         history = ImageHistory.restore(record["history"]) if record else ImageHistory()
         run = prepare(settings, history, output if resume else None)

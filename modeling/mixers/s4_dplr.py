@@ -83,11 +83,6 @@ class LowRankKernel(PoleKernel):
 
     # the recurrence, by Woodbury
 
-    def half_step(self, system: LowRankSystem, x: Tensor) -> Tensor:
-        """(I + dt A / 2) x for x (... h n)."""
-        near = to_real(x, system.low)
-        return x + system.dt / 2 * (system.poles * x - from_real(near, system.low))
-
     def solve_half_step(self, system: LowRankSystem, x: Tensor) -> Tensor:
         """(I - dt A / 2)^(-1) x for x (... h n)."""
         scale, spread = self.woodbury(system)
@@ -101,11 +96,10 @@ class LowRankKernel(PoleKernel):
         return scale, spread + torch.eye(self.rank, dtype=spread.dtype, device=spread.device)
 
     def matrix(self, system: LowRankSystem) -> Tensor:
-        """The discrete A, real (h 2n 2n), on states (re, im)."""
+        """The discrete A, real (h 2n 2n), on states (re, im): 2 (I - dt A / 2)^(-1) - I, as in `pace`."""
         unit = torch.eye(self.size, dtype=system.poles.dtype, device=system.poles.device)
         basis = torch.cat([unit, 1j * unit])[:, None].expand(-1, self.width, -1)
-        moved = self.solve_half_step(system, self.half_step(system, basis))
-        return joined(moved).permute(1, 2, 0)
+        return joined(self.solve_half_step(system, 2 * basis) - basis).permute(1, 2, 0)
 
     def discrete_inputs(self, system: LowRankSystem) -> Tensor:
         return self.solve_half_step(system, system.dt * system.inputs)
